@@ -1,0 +1,30 @@
+"""The errors a user can cause: each says in one sentence what is wrong, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CorollaryError(ValueError):
+    """Base of every error that bad input to the library raises."""
+
+
+class DataError(CorollaryError):
+    """A dataset, file or array that cannot be used as it is."""
+
+
+class ConfigError(CorollaryError):
+    """An option that does not exist or has a value outside its range."""
+
+
+class CheckpointError(CorollaryError):
+    """A checkpoint that is missing, damaged, or belongs to something else."""
+
+
+class EnvironmentMismatchError(CorollaryError):
+    """An environment whose spaces differ from those that an agent or dataset was made for."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the known name nearest to `name`, or ``""`` when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
