@@ -1,0 +1,135 @@
+"""Configurations: frozen dataclasses whose defaults are the paper's, their checks, and named presets with a source."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .dataset import View
+from .errors import ConfigError, suggest
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that a source used for one family of datasets.
+
+    Attributes:
+        settings: the fields that differ from the defaults.
+        source: where they stand, with the confidence tag of the reference card.
+    """
+
+    settings: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig:
+    """What every offline algorithm shares.
+
+    Attributes:
+        batch_size: rows per gradient step, drawn uniformly with replacement; at least 1.
+        hidden: widths of the hidden layers of every network.
+        state_transform: ``"standardize"`` is (s - mean) / (std + 1e-3) with the dataset's statistics; ``"none"``.
+        reward_transform: a name of :mod:`corollary.core.transforms`, or several applied in order.
+        view: ``"full"`` trains on every row with a known successor; ``"d4rl_qlearning"`` on exactly the rows that
+            D4RL's ``qlearning_dataset`` gives (drops every timeout row and the last row).
+    """
+
+    batch_size: int = 256
+    hidden: tuple[int, ...] = (256, 256)
+    state_transform: str = "standardize"
+    reward_transform: str | tuple[str, ...] = "none"
+    view: View = "full"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges; subclasses check theirs after calling this."""
+        for f in dataclasses.fields(self):
+            self.require(f.name, _fits(getattr(self, f.name), f.type), f"of type {_name(f.type)}")
+        self.require("batch_size", self.batch_size >= 1, "at least 1")
+        self.require("hidden", len(self.hidden) >= 1 and min(self.hidden) >= 1, "one or more positive widths")
+
+    def require(self, name: str, holds: bool, allowed: str) -> None:
+        """Raise a :class:`ConfigError` naming the field, its value and the allowed range unless `holds`."""
+        if not holds:
+            raise ConfigError(f"{type(self).__name__}.{name} must be {allowed}; got {getattr(self, name)!r}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type: plain types, literals, tuples and unions of them; floats finite."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return value in parts
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        elements = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(elements) == len(value) and all(map(_fits, value, elements))
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+
+
+def make_config(kind: type[C], options: Mapping[str, Any], presets: Mapping[str, Preset], preset: str | None) -> C:
+    """Build a configuration from defaults, then a preset, then explicit options.
+
+    Raises:
+        ConfigError: for an unknown preset or option (the nearest name is suggested), or a value out of range.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in presets:
+            there = ", ".join(presets) or "none"
+            raise ConfigError(f"Unknown preset {preset!r} (there are: {there}).{suggest(preset, presets)}")
+        settings |= presets[preset].settings
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"Unknown option {name!r}; {kind.__name__} has {', '.join(known)}.{suggest(name, known)}")
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**settings)
+
+
+def parse_option(kind: type[Any], text: str) -> tuple[str, Any]:
+    """Read ``name=value`` for a configuration class, converting the value to the type of the field's default.
+
+    Raises:
+        ConfigError: if there is no ``=``, no such field, or the value does not convert.
+    """
+    name, equals, raw = text.partition("=")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    if not equals:
+        raise ConfigError(f"Options are written name=value; got {text!r}.")
+    if name not in known:
+        raise ConfigError(f"Unknown option {name!r}; {kind.__name__} has {', '.join(known)}.{suggest(name, known)}")
+    return name, _convert(name, raw, known[name].default)
+
+
+def _convert(name: str, raw: str, default: Any) -> Any:
+    if raw.lower() in ("none", "null") and not isinstance(default, str):
+        return None
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[raw.lower()]
+        if isinstance(default, tuple):
+            element = type(default[0]) if default else str
+            return tuple(element(part) for part in raw.strip("()[]").split(",") if part)
+        if isinstance(default, str):
+            parts = tuple(part for part in raw.split("+") if part)
+            return parts if len(parts) > 1 else raw
+        if isinstance(default, int):
+            return int(raw)
+        return float(raw)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"Option {name} cannot be {raw!r}: its default is {default!r}.") from error

@@ -1,0 +1,215 @@
+r"""Networks with a seed axis: every parameter carries the runs of an experiment as its first axis S.
+
+One forward pass evaluates all seeds (and all critics of an ensemble, axis M) through :func:`corollary.kernels.mlp.mlp`.
+Layers are initialised exactly as :class:`torch.nn.Linear` would be, from one generator per seed, so seed 7 starts from
+the same numbers alone or among ten.
+
+Axes: ``S`` seeds, ``M`` members of an ensemble, ``B`` batch.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.mlp import mlp
+from .distributions import DiagonalGaussian
+
+Initialisation = Literal["torch", "orthogonal"]
+
+
+class StackedMLP(nn.Module):
+    """``S`` seeds (times `members`) of a ReLU multilayer perceptron ``n_in - hidden... - n_out``.
+
+    Args:
+        sizes: widths of input, hidden layers and output.
+        generators: one per seed; layer by layer (member by member) weight then bias are drawn from it.
+        members: size M of the ensemble axis, or ``None`` for no such axis.
+        init: ``"torch"`` is ``nn.Linear``'s own, W and b from U(-1/sqrt(n_in), 1/sqrt(n_in)); ``"orthogonal"`` has
+            gain sqrt(2) in every layer and zero biases.
+        precision: ``"bf16"`` rounds the inputs of wide products (see :mod:`corollary.kernels.mlp`).
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        generators: Sequence[torch.Generator],
+        *,
+        members: int | None = None,
+        init: Initialisation = "torch",
+        precision: Literal["float32", "bf16"] = "float32",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.members = members
+        self.precision = precision
+        weights: list[list[Tensor]] = [[] for _ in sizes[1:]]
+        biases: list[list[Tensor]] = [[] for _ in sizes[1:]]
+        for generator in generators:
+            for _ in range(members or 1):
+                for layer, (n_in, n_out) in enumerate(pairwise(sizes)):
+                    weight, bias = initial_linear(n_in, n_out, generator, init)
+                    weights[layer].append(weight)
+                    biases[layer].append(bias)
+        lead = (len(generators),) if members is None else (len(generators), members)
+
+        def stacked(tensors: list[Tensor]) -> nn.Parameter:
+            return nn.Parameter(torch.stack(tensors).unflatten(0, lead).to(dtype))
+
+        self.weights = nn.ParameterList([stacked(layer) for layer in weights])
+        self.biases = nn.ParameterList([stacked(layer) for layer in biases])
+
+    def forward(self, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Map ``[S, B, n_in]`` to ``[S, B, n_out]``, or ``[S, M, B, n_out]`` with an ensemble axis.
+
+        `masks` (no ensemble axis), one ``[S, B, width]`` per hidden layer, multiply the layers' outputs: dropout.
+        """
+        weights, biases = list(self.weights), list(self.biases)
+        if masks:
+            for weight, bias, mask in zip(weights, biases, masks, strict=False):
+                x = torch.relu(mlp(x, [weight], [bias], precision=self.precision)) * mask
+            return mlp(x, weights[-1:], biases[-1:], precision=self.precision)
+        if self.members is None:
+            return mlp(x, weights, biases, precision=self.precision)
+        flat = x.unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)
+        flat_weights, flat_biases = [w.flatten(0, 1) for w in weights], [b.flatten(0, 1) for b in biases]
+        outputs = mlp(flat, flat_weights, flat_biases, precision=self.precision)
+        return outputs.view(-1, self.members, *outputs.shape[1:])
+
+    def member(self, x: Tensor, index: int) -> Tensor:
+        """Evaluate one ensemble member, ``[S, B, n_in]`` to ``[S, B, n_out]``, its parameters held constant."""
+        weights = [w[:, index].detach() for w in self.weights]
+        biases = [b[:, index].detach() for b in self.biases]
+        return mlp(x, weights, biases, precision=self.precision)
+
+    def plain(self, seed_index: int) -> nn.Sequential:
+        """Return one seed's network as ordinary ``nn.Linear`` and ``nn.ReLU`` modules (for export)."""
+        if self.members is not None:
+            raise ValueError("Only a network without an ensemble axis has a plain form.")
+        layers: list[nn.Module] = []
+        for w, b in zip(self.weights, self.biases, strict=True):
+            linear = nn.Linear(w.shape[2], w.shape[1], dtype=w.dtype, device=w.device)
+            with torch.no_grad():
+                linear.weight.copy_(w[seed_index])
+                linear.bias.copy_(b[seed_index])
+            layers += [linear, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+
+def initial_linear(
+    n_in: int, n_out: int, generator: torch.Generator, init: Initialisation = "torch"
+) -> tuple[Tensor, Tensor]:
+    """Draw the weight ``[n_out, n_in]`` and bias ``[n_out]`` of one layer, as ``nn.Linear`` does for ``"torch"``."""
+    weight, bias = torch.empty(n_out, n_in), torch.zeros(n_out)
+    if init == "orthogonal":
+        nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
+    else:
+        bound = 1 / math.sqrt(n_in)
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
+    return weight, bias
+
+
+class ActionBox(nn.Module):
+    """The affine map from (-1, 1) to the action box, ``a = centre + half_range * u``."""
+
+    low: Tensor
+    high: Tensor
+    centre: Tensor
+    half_range: Tensor
+
+    def __init__(self, low: Sequence[float], high: Sequence[float], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        low_, high_ = torch.tensor(low, dtype=dtype), torch.tensor(high, dtype=dtype)
+        self.register_buffer("low", low_, persistent=False)
+        self.register_buffer("high", high_, persistent=False)
+        self.register_buffer("centre", (low_ + high_) / 2, persistent=False)
+        self.register_buffer("half_range", (high_ - low_) / 2, persistent=False)
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """Map ``[..., d_a]`` from (-1, 1) into the box."""
+        return self.centre + self.half_range * unit
+
+    def clip(self, action: Tensor, margin: float = 0.0) -> Tensor:
+        """Clip ``[..., d_a]`` to the box, or `margin` half-ranges inside it."""
+        inset = margin * self.half_range  # from the bounds, which centre + half_range misses by a rounding
+        return torch.clamp(action, self.low + inset, self.high - inset)
+
+
+class DeterministicActor(nn.Module):
+    """``pi(s) = centre + half_range * tanh(f(s))`` for every seed."""
+
+    def __init__(self, net: StackedMLP, box: ActionBox) -> None:
+        super().__init__()
+        self.net = net
+        self.box = box
+
+    def forward(self, obs: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Map states ``[S, B, d_s]`` to actions ``[S, B, d_a]``; `masks` are dropout's."""
+        action: Tensor = self.box(torch.tanh(self.net(obs, masks)))
+        return action
+
+    def plain(self, seed_index: int) -> nn.Module:
+        """Return one seed's policy as an ordinary module on ``[n, d_s]`` (for export)."""
+        return nn.Sequential(self.net.plain(seed_index), nn.Tanh(), self.box)
+
+
+class GaussianActor(nn.Module):
+    """``pi(.|s) = N(centre + half_range * tanh(f(s)), diag(exp(log_std))^2)`` with a state-independent ``log_std``.
+
+    The density is unsquashed: samples may leave the box and are clipped only when they act (IQL's choice).
+    """
+
+    def __init__(self, net: StackedMLP, box: ActionBox, log_std_range: tuple[float, float]) -> None:
+        super().__init__()
+        self.net = net
+        self.box = box
+        self.log_std_range = log_std_range
+        last = net.biases[-1]
+        self.log_std = nn.Parameter(torch.zeros_like(last))  # [S, d_a]
+
+    def forward(self, obs: Tensor, masks: Sequence[Tensor] = ()) -> DiagonalGaussian:
+        """Map states ``[S, B, d_s]`` to distributions over actions ``[S, B, d_a]``; `masks` are dropout's."""
+        mean = self.box(torch.tanh(self.net(obs, masks)))
+        return DiagonalGaussian(mean, self.log_std.clamp(*self.log_std_range).unsqueeze(1))
+
+    def plain(self, seed_index: int) -> nn.Module:
+        """Return one seed's mean action as an ordinary module on ``[n, d_s]`` (for export)."""
+        return nn.Sequential(self.net.plain(seed_index), nn.Tanh(), self.box)
+
+
+class Critics(nn.Module):
+    """An ensemble of state-action values ``Q_m(s, a)`` for every seed."""
+
+    def __init__(self, net: StackedMLP) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Map ``[S, B, d_s]`` and ``[S, B, d_a]`` to values ``[S, M, B]``."""
+        return self.net(torch.cat([obs, action], -1)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Evaluate ``Q_1(s, a)`` as ``[S, B]`` with the critic held constant: the policy loss's view of it."""
+        return self.net.member(torch.cat([obs, action], -1), 0).squeeze(-1)
+
+
+class ValueNetwork(nn.Module):
+    """State values ``V(s)`` for every seed."""
+
+    def __init__(self, net: StackedMLP) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Map ``[S, B, d_s]`` to values ``[S, B]``."""
+        return self.net(obs).squeeze(-1)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """Move every target parameter towards its online twin: ``target <- target + rate * (online - target)``."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)

@@ -1,0 +1,219 @@
+"""Evaluation: every policy plays the same episodes, divided in advance; what is counted, closed, refused."""
+
+from collections import Counter
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from corollary.core.dataset import Dataset, DatasetInfo
+from corollary.core.errors import CorollaryError, EnvironmentMismatchError
+from corollary.core.evaluation import FIRST_EPISODE_SEED, evaluate
+from corollary.offline import BC, IQL
+
+SMALL = {"hidden": (16, 16), "batch_size": 8}
+
+
+class Uneven(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """A walk pushed by the action, whose episode has 1 to 5 steps depending on the reset seed.
+
+    Short episodes finish first: an evaluation that took whatever finishes first would count too many of them.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,))
+    action_space = gymnasium.spaces.Box(np.array([-1, 0], np.float32), np.array([1, 3], np.float32))
+    log: list[str | int]  # reset seeds, and "closed"
+
+    def __init__(self, log: list[str | int] | None = None, bad_reward: float | None = None) -> None:
+        self.log = [] if log is None else log
+        self.bad_reward = bad_reward
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        assert seed is not None
+        self.log.append(seed)
+        self.length, self.step_count = 1 + seed % 5, 0
+        self.position = self.np_random.normal(size=3)
+        return self.position.astype(np.float32), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        assert self.step_count < self.length, "stepped after the end"
+        self.step_count += 1
+        self.position += self.np_random.normal(size=3) * action.sum()
+        reward = float(self.position.sum())
+        if self.bad_reward is not None and self.step_count == 3:
+            reward = self.bad_reward
+        ended = self.step_count == self.length
+        return self.position.astype(np.float32), reward, ended and self.length % 2 == 0, ended, {}
+
+    def close(self) -> None:
+        self.log.append("closed")
+
+
+def walks(info: DatasetInfo | None = None) -> Dataset:
+    rng = np.random.default_rng(0)
+    truncated = np.arange(40) % 4 == 3
+    actions = rng.uniform([-1, 0], [1, 3], (40, 2))
+    return Dataset.from_arrays(
+        rng.normal(size=(40, 3)), actions, rng.normal(size=40), np.zeros(40, bool), truncated,
+        action_low=[-1, 0], action_high=[1, 3], info=info,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def agent() -> BC:
+    return BC(seeds=[5, 0, 2], learning_rate=0.1, **SMALL).fit(walks(), 5)
+
+
+def played_alone(agent: BC, index: int, seed: int) -> tuple[float, int]:
+    """One episode of one seed's policy, in the plainest way there is."""
+    policy, env = agent.select(index), Uneven()
+    obs, _ = env.reset(seed=seed)
+    total, steps, ended = 0.0, 0, False
+    while not ended:
+        obs, reward, terminated, truncated, _ = env.step(policy.predict(obs)[0])
+        total, steps, ended = total + reward, steps + 1, terminated or truncated
+    return total, steps
+
+
+@pytest.mark.parametrize("parallel", [1, 4, 16, 1000])
+def test_every_policy_plays_every_episode_once(agent, parallel) -> None:
+    log: list[str | int] = []
+    result = evaluate(agent, lambda: Uneven(log), 7, parallel=parallel)
+    assert result.env_id == "Uneven"
+    assert result.episode_seeds == tuple(range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + 7))
+    assert result.returns_SE.shape == result.lengths_SE.shape == (3, 7)
+    resets = Counter(entry for entry in log if entry != "closed")
+    assert resets == dict.fromkeys(result.episode_seeds, 3)
+    for s in range(3):
+        for e, seed in enumerate(result.episode_seeds):
+            total, steps = played_alone(agent, s, seed)
+            assert result.lengths_SE[s, e] == steps
+            assert result.returns_SE[s, e] == pytest.approx(total, rel=1e-5)
+    assert len(np.unique(result.returns_SE[:, 4])) == 3  # control: the policies do differ
+
+
+def test_the_first_episodes_to_finish_would_be_another_sample(agent) -> None:
+    """The control of the division in advance: here the first seven to finish are shorter than the seven asked for."""
+    lengths = evaluate(agent, Uneven, 7).lengths_SE[0]
+    at_once = np.sort(1 + np.arange(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + 21) % 5)[:7]
+    assert at_once.mean() < lengths.mean() - 1
+
+
+def test_the_same_call_gives_the_same_bits_and_changes_nothing(agent) -> None:
+    before = {name: tensor.clone() for name, tensor in agent.networks.state_dict().items()}
+    global_state = torch.get_rng_state()
+    first, second = evaluate(agent, Uneven, 6), evaluate(agent, Uneven, 6)
+    assert np.array_equal(first.returns_SE, second.returns_SE)
+    assert np.array_equal(first.lengths_SE, second.lengths_SE)
+    assert all(torch.equal(before[name], tensor) for name, tensor in agent.networks.state_dict().items())
+    assert torch.equal(global_state, torch.get_rng_state())
+    other = evaluate(agent, Uneven, 6, first_seed=3)
+    assert other.episode_seeds == (3, 4, 5, 6, 7, 8)
+    assert not np.array_equal(other.returns_SE, first.returns_SE)
+
+
+def test_sampled_actions_come_from_a_stream_of_their_own() -> None:
+    agent = IQL(seeds=2, **SMALL).fit(walks(), 2)
+    mean = evaluate(agent, Uneven, 5).returns_SE
+    first, second = (evaluate(agent, Uneven, 5, deterministic=False).returns_SE for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, mean)
+
+
+@pytest.mark.parametrize("source", ["id", "factory", "object"])
+def test_environments_by_id_by_factory_and_as_an_object(pendulum, source) -> None:
+    agent = BC(seeds=2, **SMALL).fit(pendulum, 2)
+    sources = {
+        "id": "Pendulum-v1",
+        "factory": lambda: gymnasium.make("Pendulum-v1"),
+        "object": gymnasium.make("Pendulum-v1"),
+    }
+    result = evaluate(agent, sources[source], 2)
+    assert result.env_id == "Pendulum-v1"
+    assert (result.lengths_SE == 200).all()
+    np.testing.assert_allclose(result.returns_SE, evaluate(agent, "Pendulum-v1", 2).returns_SE, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("parallel", "n_made"), [(2, 2), (100, 6)])
+def test_environments_made_are_closed_and_those_lent_stay_open(agent, parallel, n_made) -> None:
+    log: list[str | int] = []
+    evaluate(agent, lambda: Uneven(log), 2, parallel=parallel)
+    assert log.count("closed") == n_made
+    lent = Uneven()
+    evaluate(agent, lent, 2)
+    assert "closed" not in lent.log
+
+
+def test_scores_need_the_references_of_the_same_environment() -> None:
+    references = {"name": "walks", "ref_min_score": 10.0, "ref_max_score": 30.0, "score_source": "made up"}
+    here = BC(**SMALL).fit(walks(DatasetInfo(env_id="Uneven", **references)), 1)
+    elsewhere = BC(**SMALL).fit(walks(DatasetInfo(env_id="Uneven-v2", **references)), 1)
+    without = BC(**SMALL).fit(walks(DatasetInfo("walks", "Uneven")), 1)
+    result = evaluate(here, Uneven, 3)
+    np.testing.assert_allclose(result.scores_SE, 100 * (result.returns_SE - 10) / 20)
+    np.testing.assert_allclose(result.mean_score, 100 * (result.mean_return - 10) / 20)
+    for agent in (elsewhere, without):
+        assert evaluate(agent, Uneven, 3).scores_SE is None
+        assert evaluate(agent, Uneven, 3).mean_score is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_reward_that_is_not_finite_is_named(agent, value) -> None:
+    log: list[str | int] = []
+    with pytest.raises(CorollaryError, match=rf"Reward {value} at step 3 .*reset seed 100000[234].* not finite"):
+        evaluate(agent, lambda: Uneven(log, bad_reward=value), 5)
+    assert log.count("closed") == 15
+
+
+class Changed(Uneven):
+    """The walk with other spaces."""
+
+    def __init__(self, **spaces: gymnasium.Space[Any]) -> None:
+        super().__init__()
+        self.__dict__.update(spaces)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        (
+            {"observation_space": gymnasium.spaces.Box(-1, 1, (4,))},
+            r"Changed has observation space Box.*\(4,\).*'arrays' has observations of shape \(3,\)",
+        ),
+        (
+            {"action_space": gymnasium.spaces.Box(-1, 1, (1,))},
+            r"Changed has action space Box.*'arrays' has actions of shape \(2,\)",
+        ),
+        (
+            {"action_space": gymnasium.spaces.Discrete(3)},
+            r"action space Discrete\(3\).*'arrays' has actions of shape \(2,\)",
+        ),
+        (
+            {"action_space": gymnasium.spaces.Box(-1, 1, (2,))},
+            r"bounds \[-1\.0, -1\.0\]\.\.\[1\.0, 1\.0\].*'arrays' has \[-1\.0, 0\.0\]\.\.\[1\.0, 3\.0\]",
+        ),
+    ],
+)
+def test_an_environment_with_other_spaces_is_named_with_both(agent, spaces, message) -> None:
+    with pytest.raises(EnvironmentMismatchError, match=message):
+        evaluate(agent, lambda: Changed(**spaces), 2)
+
+
+def test_the_environment_that_fits_is_named_where_it_is_known(pendulum) -> None:
+    agent = BC(**SMALL).fit(pendulum, 1)
+    with pytest.raises(EnvironmentMismatchError, match=r"the environment that the data came from \(Pendulum-v1\)"):
+        evaluate(agent, Uneven, 2)
+
+
+def test_other_bad_arguments_are_named(agent) -> None:
+    with pytest.raises(CorollaryError, match="at least one episode; got episodes=0"):
+        evaluate(agent, Uneven, 0)
+    with pytest.raises(EnvironmentMismatchError, match=r"returned str, not a gymnasium\.Env"):
+        evaluate(agent, lambda: "Pendulum-v1", 1)
+    with pytest.raises(CorollaryError, match="has not learnt yet"):
+        evaluate(BC(), Uneven, 1)
