@@ -1,0 +1,163 @@
+r"""The TD3 core under TD3+BC and PRDC: twin critics, target smoothing, delayed policy steps.
+
+Source: S. Fujimoto, H. van Hoof, D. Meger, "Addressing Function Approximation Error in Actor-Critic Methods", ICML
+2018, arXiv 1802.09477 (Algorithm 1); the policy's Q-normalisation is TD3+BC's (arXiv 2106.06860, eq. 5).
+
+A method on this core adds a penalty to the policy loss and says nothing else:
+
+    critic  y     = r + gamma (1 - d) min_j Q'_j(s', a'),   a' = clip(pi'(s') + clip(sigma eps, -c, c), box)
+            L_Q   = sum_j mean (Q_j(s, a) - y)^2
+    policy  L_pi  = -lambda mean Q_1(s, pi(s)) + penalty(batch, pi(s)),   lambda = alpha / sg[mean |Q_1(s, pi(s))|]
+
+on every `policy_freq`-th step, when all targets (critics' and policy's) move by the Polyak rate tau too.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..core.agent import Metrics, OfflineAgent, adam, descend
+from ..core.config import OfflineConfig
+from ..core.dataset import Batch
+from ..core.networks import Critics, DeterministicActor, polyak_update
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3Config(OfflineConfig):
+    """Settings of the core; the defaults are those of TD3+BC's authors' code.
+
+    Attributes:
+        alpha: weight of the value against the penalty, > = 0; 0 leaves the penalty alone, large values approach TD3.
+        discount: gamma in [0, 1).
+        tau: Polyak rate in (0, 1]; 1 copies the online networks.
+        policy_noise: standard deviation sigma of target smoothing, in half-ranges of the action box, >= 0.
+        noise_clip: bound c of that noise in half-ranges, >= 0; 0 removes smoothing.
+        policy_freq: critic steps per policy (and target) step, >= 1.
+        actor_lr, critic_lr: Adam's step sizes, > 0.
+    """
+
+    alpha: float = 2.5
+    discount: float = 0.99
+    tau: float = 0.005
+    policy_noise: float = 0.2
+    noise_clip: float = 0.5
+    policy_freq: int = 2
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+
+    def __post_init__(self) -> None:
+        """Check the ranges given above."""
+        super().__post_init__()
+        self.require("alpha", self.alpha >= 0, ">= 0")
+        self.require("discount", 0 <= self.discount < 1, "in [0, 1)")
+        self.require("tau", 0 < self.tau <= 1, "in (0, 1]")
+        self.require("policy_noise", self.policy_noise >= 0, ">= 0")
+        self.require("noise_clip", self.noise_clip >= 0, ">= 0")
+        self.require("policy_freq", self.policy_freq >= 1, ">= 1")
+        self.require("actor_lr", self.actor_lr > 0, "> 0")
+        self.require("critic_lr", self.critic_lr > 0, "> 0")
+
+
+# Losses are written for one seed; every axis in front of those named is a batch of independent seeds.
+
+
+def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """``r + gamma (1 - d) v'`` over ``[..., B]``: only a true termination stops the bootstrap."""
+    return reward + discount * (1 - terminated) * next_value
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """``sum_m mean_b (Q_m - y)^2`` for values ``[..., M, B]`` and targets ``[..., B]``; shape ``[...]``."""
+    return (q - target.unsqueeze(-2)).square().mean(-1).sum(-1)
+
+
+def policy_loss(q: Tensor, penalty: Tensor, alpha: float) -> tuple[Tensor, Metrics]:
+    """``-lambda mean Q + penalty`` with ``lambda = alpha / sg[mean |Q|]``, for ``q [..., B]``, ``penalty [...]``.
+
+    Invariant under Q -> c Q (c > 0). As in the authors' code nothing guards a vanishing mean |Q|: watch ``lambda``.
+    """
+    weight = alpha / q.detach().abs().mean(-1)
+    return penalty - weight * q.mean(-1), {"lambda": weight, "policy_q": q.detach().mean(-1)}
+
+
+def action_error(action: Tensor, target: Tensor) -> Tensor:
+    """Mean over batch *and* action dimensions of ``(pi(s) - a)^2``, for ``[..., B, d_a]``; shape ``[...]``."""
+    return (action - target).square().mean((-2, -1))
+
+
+C = TypeVar("C", bound=TD3Config)
+
+
+class TD3Agent(OfflineAgent[C]):
+    """The core's networks and update order; a method defines `penalty`."""
+
+    actor: DeterministicActor
+    critic: Critics
+
+    @abstractmethod
+    def penalty(self, batch: Batch, action: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the penalty ``[S]`` on the policy's actions ``[S, B, d_a]`` at the batch's states, and diagnostics."""
+
+    def build(self) -> None:
+        """Make actor, twin critics, their targets and the two optimisers."""
+        d_s, d_a = self.problem.observation_dim, self.problem.action_dim
+
+        def actor() -> DeterministicActor:
+            return DeterministicActor(self.mlp("actor", d_s, d_a), self.box)
+
+        def critics() -> Critics:
+            return Critics(self.mlp("critic", d_s + d_a, 1, members=2))
+
+        self.actor, self.critic = actor(), critics()
+        self.actor_target, self.critic_target = actor(), critics()  # same streams, so equal at the start
+        self.networks = nn.ModuleDict(
+            {
+                "actor": self.actor,
+                "critic": self.critic,
+                "actor_target": self.actor_target,
+                "critic_target": self.critic_target,
+            }
+        )
+        self.optimizers = {
+            "actor": adam(self.actor.parameters(), self.config.actor_lr),
+            "critic": adam(self.critic.parameters(), self.config.critic_lr),
+        }
+        self._noise = self.stream("target noise")
+
+    def update(self, batch: Batch) -> Metrics:
+        """Take one critic step and, on every `policy_freq`-th call, one policy step and the targets' move."""
+        cfg = self.config
+        with torch.no_grad():
+            noise = self._noise.normal(self.step, batch.action.shape[1:])
+            smoothing = self.box.half_range * (cfg.policy_noise * noise).clamp(-cfg.noise_clip, cfg.noise_clip)
+            next_action = self.box.clip(self.actor_target(batch.next_obs) + smoothing)
+            next_value = self.critic_target(batch.next_obs, next_action).amin(1)
+            target = td_target(batch.reward, batch.terminated, next_value, cfg.discount)
+        q = self.critic(batch.obs, batch.action)
+        loss = critic_loss(q, target)
+        descend(self.optimizers["critic"], loss)
+        metrics = {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2)), "target": target.mean(1)}
+        if (self.step + 1) % cfg.policy_freq == 0:
+            metrics |= self._policy_step(batch)
+        return metrics
+
+    def _policy_step(self, batch: Batch) -> Metrics:
+        action = self.actor(batch.obs)
+        penalty, diagnostics = self.penalty(batch, action)
+        loss, metrics = policy_loss(self.critic.first(batch.obs, action), penalty, self.config.alpha)
+        descend(self.optimizers["actor"], loss)
+        polyak_update(self.critic_target, self.critic, self.config.tau)
+        polyak_update(self.actor_target, self.actor, self.config.tau)
+        return {"policy_loss": loss.detach(), "penalty": penalty.detach(), **metrics, **diagnostics}
+
+    def policy(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        """Return ``pi(s)``; the policy is deterministic, so `noise` is not used."""
+        action: Tensor = self.actor(obs)
+        return action
+
+    def plain_actor(self, seed_index: int) -> nn.Module:
+        """Return one seed's actor as an ordinary module."""
+        return self.actor.plain(seed_index)
