@@ -1,0 +1,94 @@
+"""Scores of BC, TD3+BC, IQL and PRDC on offline datasets: last and best, every return kept.
+
+Each (dataset, algorithm) is one run directory below ``--out``: its card and evaluations are committed, its checkpoint
+is not. The script can be stopped and started again; runs continue from their checkpoints. ``table.md`` is made from the
+run directories alone (``--table`` only makes it).
+
+    python benchmarks/offline_scores.py --data FOLDER_OF_HDF5 [--steps 100000] [--seeds 3] [--workers 2]
+"""
+
+import argparse
+import multiprocessing
+from pathlib import Path
+
+import torch
+
+from corollary import load_dataset
+from corollary.core.agent import algorithm_class
+from corollary.core.report import format_table, summarise
+from corollary.core.runs import Run, find_runs
+
+# PRDC has published settings per family of datasets; the others publish one setting for all of MuJoCo.
+ALGORITHMS = ("offline.bc", "offline.td3_bc", "offline.prdc", "offline.iql")
+PRESETS = {("offline.prdc", "halfcheetah"): "halfcheetah", ("offline.prdc", "hopper"): "hopper"}
+RESULTS = Path(__file__).parent / "results" / "offline_scores"
+
+
+def train(job: tuple[Path, str, argparse.Namespace]) -> str:
+    """Bring one run to its full number of steps on one thread."""
+    path, algorithm, chosen = job
+    torch.set_num_threads(1)
+    dataset = load_dataset(path)
+    preset = PRESETS.get((algorithm, path.stem.partition("-")[0]))
+    agent = algorithm_class(algorithm)(chosen.seeds, preset=preset, precision=chosen.precision)
+    agent.fit(
+        dataset,
+        chosen.steps,
+        eval_env=dataset.info.env_id,
+        eval_every=max(1, chosen.steps // 10),
+        eval_episodes=10,
+        run_dir=chosen.out / path.stem / algorithm,
+        resume=True,
+        progress=False,
+    )
+    return f"{path.stem} {algorithm}"
+
+
+def write_table(out: Path) -> None:
+    """Write ``table.md`` from the run directories below `out`."""
+    runs = [run for path in find_runs(out) if (run := Run.read(path)).evaluations]
+    if not runs:
+        return
+    card = runs[0].card
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    text = (
+        "# Offline scores\n\n"
+        f"Made by `benchmarks/offline_scores.py`. {len(card['seeds'])} training runs each, up to "
+        f"{max(run.card['n_steps'] for run in runs)} gradient steps; ten episodes per run and evaluation, ten "
+        "evaluations. *Last* is the score at the end, *best* the best evaluation of each run (an optimistic number, "
+        "listed beside it and never instead). Scores are normalised with the reference returns inside these files: "
+        "they compare these runs with each other and not with published D4RL tables, whose data, physics and row "
+        f"counts differ.\n\n{format_table(summarise(runs), style='markdown')}\n\nVersions: {versions}.\n"
+    )
+    (out / "table.md").write_text(text)
+
+
+def main() -> None:
+    """Train what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of .hdf5 files")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--only", default="", help="only datasets or algorithms whose names contain this")
+    parser.add_argument("--table", action="store_true", help="only make the table")
+    chosen = parser.parse_args()
+    if not chosen.table:
+        jobs = [
+            (path, algorithm, chosen)
+            for algorithm in ALGORITHMS
+            for path in sorted(chosen.data.glob("*.hdf5"))
+            if chosen.only in f"{path.stem} {algorithm}"
+        ]
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(chosen.workers, maxtasksperchild=1) as pool:
+            for done in pool.imap_unordered(train, jobs):
+                print(done, flush=True)
+                write_table(chosen.out)
+    write_table(chosen.out)
+
+
+if __name__ == "__main__":
+    main()

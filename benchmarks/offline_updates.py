@@ -1,0 +1,275 @@
+"""Gradient steps per second: corollary against d3rlpy on the same data, and PRDC's search against a tree per step.
+
+    python benchmarks/offline_updates.py [--peer .venv-peers/bin/python] [--rounds 5] [--steps 300]
+
+d3rlpy lives in an environment of its own:
+
+    python3.11 -m venv .venv-peers && .venv-peers/bin/pip install torch==2.13.0 d3rlpy==2.8.1
+
+Every measurement is a process of its own, that trains for a while and then times `steps` gradient steps of its own
+training loop (sampling included, no evaluation): batch 256, two hidden layers of 256, two threads. Peer and ours
+alternate, round by round. The rows are a random walk of the shape of Hopper (11 observations, 3 actions). What is
+called *bare products* times nothing but the matrix products of one TD3+BC step through PyTorch's own `torch.mm`.
+
+For PRDC "the whole run" matters, since the search gets cheaper as the policy approaches the data: `--prdc-rows` and
+`--prdc-steps` train PRDC and TD3+BC from scratch on a set of that many Hopper-like rows, ours with its own search and
+once more with SciPy's tree asked at every policy step.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results" / "offline_updates"
+THREADS = 2
+D_S, D_A, BATCH = 11, 3, 256
+
+
+def hopper_like(rows: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Smooth random episodes of 1000 rows: states are filtered noise, actions a noisy function of the state."""
+    rng = np.random.default_rng(0)
+    episodes = rows // 1000
+    noise = rng.normal(size=(episodes, 1000, D_S)).astype(np.float32)
+    states = np.empty_like(noise)
+    states[:, 0] = noise[:, 0]
+    for t in range(1, 1000):
+        states[:, t] = 0.98 * states[:, t - 1] + 0.2 * noise[:, t]
+    mixing = rng.normal(size=(D_S, D_A)).astype(np.float32) / np.sqrt(D_S)
+    actions = np.tanh(states @ mixing + 0.3 * rng.normal(size=(episodes, 1000, D_A))).astype(np.float32)
+    rewards = (1 - np.square(actions).mean(-1) + states[..., 0]).astype(np.float32)
+    timeouts = np.zeros((episodes, 1000), bool)
+    timeouts[:, -1] = True
+    flat = {"observations": states, "actions": actions, "rewards": rewards, "timeouts": timeouts}
+    return {key: value.reshape(episodes * 1000, *value.shape[2:]) for key, value in flat.items()}
+
+
+# ---------------------------------------------------------------------------------- what runs in a child process
+
+
+def measure_ours(algorithm: str, seeds: int, precision: str, rows: int, steps: int) -> float:
+    """Return gradient steps per second (each for all seeds) of our fit."""
+    from corollary.core.agent import algorithm_class
+    from corollary.core.dataset import Dataset
+
+    raw = hopper_like(rows)
+    never = np.zeros(len(raw["rewards"]), bool)
+    data = Dataset.from_arrays(raw["observations"], raw["actions"], raw["rewards"], never, raw["timeouts"])
+    agent = algorithm_class(f"offline.{algorithm}")(seeds, precision=precision)
+    rates = []
+
+    def note(agent: Any, report: Any) -> None:
+        rates.append((agent.step, time.perf_counter()))
+
+    agent.fit(data, 100 + steps, log_every=100, progress=False, callbacks=[note])
+    (first, began), (last, ended) = rates[0], rates[-1]
+    return (last - first) / (ended - began)
+
+
+def measure_d3rlpy(algorithm: str, seeds: int, precision: str, rows: int, steps: int) -> float:
+    """Return gradient steps per second of d3rlpy's fitter; several seeds are several runs one after another."""
+    import d3rlpy
+
+    raw = hopper_like(rows)
+    d3rlpy.seed(0)
+    dataset = d3rlpy.dataset.MDPDataset(
+        raw["observations"],
+        raw["actions"],
+        raw["rewards"],
+        np.zeros(len(raw["rewards"]), np.float32),
+        raw["timeouts"].astype(np.float32),
+    )
+    encoder = d3rlpy.models.VectorEncoderFactory([256, 256])
+    scaler = d3rlpy.preprocessing.StandardObservationScaler()
+    common = {"batch_size": BATCH, "actor_encoder_factory": encoder, "critic_encoder_factory": encoder}
+    configs = {
+        "td3_bc": lambda: d3rlpy.algos.TD3PlusBCConfig(**common, observation_scaler=scaler),
+        "iql": lambda: d3rlpy.algos.IQLConfig(**common, value_encoder_factory=encoder),
+        "prdc": lambda: d3rlpy.algos.PRDCConfig(**common, observation_scaler=scaler),
+    }
+    learner = configs[algorithm]().create(device="cpu:0")
+    times = []
+    quiet = d3rlpy.logging.NoopAdapterFactory()
+    learner.fit(
+        dataset,
+        n_steps=steps + 100,
+        n_steps_per_epoch=100,
+        show_progress=False,
+        logger_adapter=quiet,
+        epoch_callback=lambda *_: times.append(time.perf_counter()),
+    )
+    return (len(times) - 1) * 100 / (times[-1] - times[0]) / seeds
+
+
+def measure_products(seeds: int, steps: int) -> float:
+    """Return TD3+BC steps per second if a step were its matrix products only, each once through `torch.mm`."""
+    actor, critic = [(D_S, 256), (256, 256), (256, D_A)], [(D_S + D_A, 256), (256, 256), (256, 1)]
+
+    def forward(layers: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        return [(BATCH, n_in, n_out) for n_in, n_out in layers]
+
+    def weight_gradients(layers: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        return [(n_in, BATCH, n_out) for n_in, n_out in layers]
+
+    def input_gradients(layers: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        return [(BATCH, n_out, n_in) for n_in, n_out in layers]
+
+    critic_step = forward(actor) + 2 * (2 * forward(critic) + weight_gradients(critic) + input_gradients(critic[1:]))
+    policy_step = forward(actor) + forward(critic) + input_gradients(critic)
+    policy_step += weight_gradients(actor) + input_gradients(actor[1:])
+    pairs = {
+        shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[1], shape[2]))
+        for shape in {*critic_step, *policy_step}
+    }
+
+    def once(step: int) -> None:
+        for shape in critic_step + (policy_step if step % 2 else []):
+            torch.mm(*pairs[shape])
+
+    for step in range(50):
+        once(step)
+    began = time.perf_counter()
+    for step in range(steps):
+        once(step)
+    return steps / (time.perf_counter() - began) / seeds
+
+
+def measure_prdc(algorithm: str, rows: int, steps: int) -> float:
+    """Return gradient steps per second of a whole run from scratch: td3_bc, prdc, or prdc with a tree per step."""
+    from corollary.core.dataset import Dataset
+    from corollary.kernels import NeighbourIndex
+    from corollary.offline import PRDC, TD3BC
+
+    class TreePRDC(PRDC):
+        """PRDC that asks SciPy's tree for every key of every policy step, as the authors' code does."""
+
+        def on_data(self, data: Any) -> None:
+            super().on_data(data)
+            self._neighbours = NeighbourIndex(data.obs, data.action, beta=self.config.beta, backend="kdtree")
+
+    raw = hopper_like(rows)
+    never = np.zeros(len(raw["rewards"]), bool)
+    data = Dataset.from_arrays(raw["observations"], raw["actions"], raw["rewards"], never, raw["timeouts"])
+    agent = {"td3_bc": TD3BC, "prdc": PRDC, "prdc_tree": TreePRDC}[algorithm]()
+    began = time.perf_counter()
+    agent.fit(data, steps, progress=False)
+    return steps / (time.perf_counter() - began)
+
+
+# ------------------------------------------------------------------------------------------------------- driver
+
+
+def child(python: str, *arguments: object) -> float:
+    """Run one measurement in a process of its own."""
+    done = subprocess.run(
+        [python, __file__, "--child", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(done.stderr)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def main() -> None:
+    """Measure, alternate, write JSON and a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", default=".venv-peers/bin/python")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--prdc-rows", type=int, default=1_000_000)
+    parser.add_argument("--prdc-steps", type=int, default=10_000)
+    parser.add_argument("--skip", default="", help="'updates' or 'prdc' to leave that part out")
+    parser.add_argument("--child", nargs=argparse.REMAINDER)
+    chosen = parser.parse_args()
+    if chosen.child:
+        torch.set_num_threads(THREADS)
+        kind, *rest = chosen.child
+        if kind in ("ours", "d3rlpy"):
+            algorithm, seeds, precision, rows, steps = rest
+            measure = measure_ours if kind == "ours" else measure_d3rlpy
+            print(measure(algorithm, int(seeds), precision, int(rows), int(steps)))
+        elif kind == "products":
+            print(measure_products(int(rest[0]), int(rest[1])))
+        else:
+            print(measure_prdc(rest[0], int(rest[1]), int(rest[2])))
+        return
+    from corollary.core.runs import versions
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    peer_version = subprocess.run(
+        [chosen.peer, "-W", "ignore", "-c", "import importlib.metadata as m; print(m.version('d3rlpy'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    about = {"versions": versions() | {"d3rlpy": peer_version}, "threads": THREADS, "batch": BATCH}
+    if chosen.skip != "updates":
+        write("updates", about | {"rows": chosen.rows, "steps": chosen.steps}, updates(chosen))
+    if chosen.skip != "prdc":
+        write("prdc", about | {"rows": chosen.prdc_rows, "steps": chosen.prdc_steps}, whole_runs(chosen))
+
+
+def updates(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Measure each algorithm with 1 and 4 seeds: d3rlpy, ours, ours in bf16, round by round."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(chosen.rounds):
+        for algorithm in ("td3_bc", "iql", "prdc"):
+            for seeds in (1, 4):
+                row = found.setdefault(f"{algorithm}, {seeds} seed{'s' * (seeds > 1)}", {})
+                size = (algorithm, seeds)
+                row.setdefault("d3rlpy", []).append(
+                    child(chosen.peer, "d3rlpy", *size, "float32", chosen.rows, chosen.steps)
+                )
+                for precision in ("float32", "bf16"):
+                    row.setdefault(f"ours {precision}", []).append(
+                        child(sys.executable, "ours", *size, precision, chosen.rows, chosen.steps)
+                    )
+                if algorithm == "td3_bc":
+                    row.setdefault("bare products (torch.mm)", []).append(
+                        child(sys.executable, "products", seeds, chosen.steps)
+                    )
+                print(list(found)[-1], {k: round(v[-1], 1) for k, v in row.items()}, flush=True)
+    return found
+
+
+def whole_runs(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Measure whole runs of TD3+BC, PRDC, and PRDC with a tree per step, alternating (the last one once)."""
+    found: dict[str, list[float]] = {}
+    for round_ in range(min(3, chosen.rounds)):
+        for algorithm in ("td3_bc", "prdc", *(("prdc_tree",) if round_ == 0 else ())):
+            rate = child(sys.executable, "prdc", algorithm, chosen.prdc_rows, chosen.prdc_steps)
+            found.setdefault(algorithm, []).append(rate)
+            print(algorithm, round(rate, 1), flush=True)
+    return {"whole run, 1 seed": found}
+
+
+def write(name: str, about: dict[str, Any], found: dict[str, dict[str, list[float]]]) -> None:
+    """Write the raw rates as JSON and the medians with their ratio to the first column as a table."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(about | {"updates_per_second": found}, indent=2) + "\n")
+    lines = ["| what | variant | updates/s: min | median | max | median / first |", "|---|---|---|---|---|---|"]
+    for what, row in found.items():
+        base = statistics.median(next(iter(row.values())))
+        for variant, rates in row.items():
+            s = spread(rates)
+            lines.append(
+                f"| {what} | {variant} | {s['min']:.1f} | {s['median']:.1f} | {s['max']:.1f} | {s['median'] / base:.2f} |"
+            )
+    versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
+    settings = ", ".join(f"{key} {about[key]}" for key in ("threads", "batch", "rows", "steps"))
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + f"\n\n{settings}. {versions}.\n")
+
+
+if __name__ == "__main__":
+    main()

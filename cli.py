@@ -1,0 +1,417 @@
+"""The command ``corollary``: list, make and inspect data; train, evaluate and compare algorithms."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .core import checkpoint
+from .core.agent import OfflineAgent, algorithm_class, algorithms, load_agent
+from .core.config import parse_option
+from .core.errors import ConfigError, CorollaryError
+from .core.evaluation import evaluate
+from .core.fit import CHECKPOINT
+from .core.loading import load_dataset, shipped_datasets
+
+console = Console()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status (0 done, 1 a user's error, 130 interrupted)."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except CorollaryError as error:
+        print(f"corollary: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("corollary: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="corollary", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    sub = commands.add_parser("algorithms", help="list the algorithms, or one algorithm's options")
+    sub.add_argument("name", nargs="?", help="for instance offline.prdc: show its options and presets")
+    sub.set_defaults(run=_algorithms)
+
+    _data_parser(commands.add_parser("data", help="list, inspect, make, download and convert datasets"))
+
+    sub = commands.add_parser(
+        "train",
+        help="train an algorithm on a dataset",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_options_help(),
+    )
+    sub.add_argument("algorithm", nargs="?", help="for instance offline.prdc")
+    sub.add_argument("--dataset", help="a file or a name (see: corollary data list)")
+    sub.add_argument("--steps", type=int, help="gradient steps in all (default 100000)")
+    sub.add_argument("--seeds", help="how many (5), or which (0,3,7); default 1")
+    sub.add_argument("--preset", help="published settings for a family of datasets (see: corollary algorithms NAME)")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option; repeatable")
+    sub.add_argument("--env", help="where to evaluate; default the dataset's environment; 'none' for nowhere")
+    sub.add_argument("--eval-every", type=int, help="gradient steps between evaluations (default 5000)")
+    sub.add_argument("--eval-episodes", type=int, help="episodes per seed and evaluation (default 10)")
+    sub.add_argument("--device", help="cpu (default), cuda, ...")
+    sub.add_argument("--precision", help="float32 (default), bf16 or float64")
+    sub.add_argument("--run-dir", help="where to write (default runs/ALGORITHM-DATASET-TIME)")
+    sub.add_argument("--resume", metavar="RUN", help="continue this run from its checkpoint; --steps may be raised")
+    sub.add_argument("--threads", type=int, help="processor threads for tensor work")
+    sub.set_defaults(run=_train)
+
+    sub = commands.add_parser("eval", help="evaluate a run or checkpoint in its environment")
+    sub.add_argument("path", help="a run directory or a checkpoint folder")
+    sub.add_argument("--env", help="environment id; default the one the data came from")
+    sub.add_argument("--episodes", type=int, default=100)
+    sub.add_argument("--json", metavar="FILE", help="also write every return as JSON")
+    sub.set_defaults(run=_eval)
+
+    sub = commands.add_parser("report", help="compare runs: a table here, and one self-contained HTML page")
+    sub.add_argument("runs", nargs="+", help="run directories, or folders of them")
+    sub.add_argument("--out", default="report.html", help="the page to write (default report.html)")
+    sub.set_defaults(run=_report)
+
+    sub = commands.add_parser("demo", help="train BC, TD3+BC, IQL and PRDC on the shipped dataset and compare them")
+    sub.add_argument("--out", default="runs/demo", help="folder for runs, picture and page (default runs/demo)")
+    sub.add_argument("--seeds", default="3", help="how many seeds of each algorithm (default 3)")
+    sub.add_argument("--scale", type=float, default=1.0, help="share of the full number of steps, for a quick look")
+    sub.set_defaults(run=_demo)
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------- algorithms
+
+
+def _algorithms(chosen: argparse.Namespace) -> None:
+    if chosen.name:
+        kind = algorithm_class(chosen.name)
+        print(sys.modules[kind.__module__].__doc__)
+        print(describe_options(kind))
+        return
+    table = Table("name", "class", "what it is", box=None)
+    for name, kind in algorithms().items():
+        summary = (sys.modules[kind.__module__].__doc__ or "").partition("\n")[0]
+        table.add_row(name, f"corollary.{name.partition('.')[0]}.{kind.__name__}", summary)
+    console.print(table)
+
+
+def describe_options(kind: type[OfflineAgent[Any]]) -> str:
+    """Return a text table of a class's options (name, default, meaning) and presets, from its config dataclass."""
+    meanings: dict[str, str] = {}
+    for base in reversed(kind.config_type.__mro__):
+        meanings |= _attribute_docs(base.__doc__ or "")
+    fields = dataclasses.fields(kind.config_type)
+    shown = [(f"{f.name}={f.default!r}", meanings.get(f.name, "")) for f in fields]
+    width = max(len(left) for left, _ in shown)
+    lines = [f"{kind.algorithm} options (--set NAME=VALUE):"]
+    lines += [f"  {left:<{width}}  {meaning}" for left, meaning in shown]
+    if kind.presets:
+        lines.append(f"{kind.algorithm} presets (--preset NAME):")
+        lines += [f"  {name}: {dict(p.settings) or 'the defaults'} from {p.source}" for name, p in kind.presets.items()]
+    return "\n".join(lines)
+
+
+def _attribute_docs(doc: str) -> dict[str, str]:
+    """Read the ``Attributes:`` section of a docstring; a line ``a, b: text`` documents both names."""
+    _, found, section = doc.partition("Attributes:\n")
+    docs: dict[str, str] = {}
+    names: list[str] = []
+    indent = None
+    for line in section.splitlines() if found else ():
+        if not line.strip():
+            break
+        depth = len(line) - len(line.lstrip())
+        indent = depth if indent is None else indent
+        if depth == indent:
+            left, _, text = line.strip().partition(":")
+            names = [name.strip() for name in left.split(",")]
+            docs |= dict.fromkeys(names, text.strip())
+        else:
+            for name in names:
+                docs[name] += " " + line.strip()
+    return docs
+
+
+def _options_help() -> str:
+    return "\n\n".join(describe_options(kind) for kind in algorithms().values())
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+def _data_parser(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="data commands", required=True, metavar="COMMAND")
+    sub = commands.add_parser("list", help="shipped datasets and the D4RL names, with what is on this machine")
+    sub.set_defaults(run=_data_list)
+    sub = commands.add_parser("info", help="rows, episodes, returns, flags and scores of a dataset")
+    sub.add_argument("dataset", help="a file or a name")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.set_defaults(run=_data_info)
+    sub = commands.add_parser("get", help="download a D4RL dataset (resumes a broken download)")
+    sub.add_argument("name", help="for instance hopper-medium-v2")
+    sub.set_defaults(run=_data_get)
+    sub = commands.add_parser("convert", help="read any supported dataset and write it in corollary's own format")
+    sub.add_argument("source", help="a file or a name")
+    sub.add_argument("target", help="the .hdf5 file to write")
+    sub.set_defaults(run=_data_convert)
+    sub = commands.add_parser("make", help="make random/medium-replay/medium/expert sets of an environment with SAC")
+    sub.add_argument("env", help="for instance Hopper-v5")
+    sub.add_argument("--out", default="datasets", help="folder to write (default datasets); rerun to resume")
+    sub.add_argument("--train-steps", type=int, default=1_000_000, help="environment steps of SAC training")
+    sub.add_argument("--rows", type=int, default=100_000, help="rows of the rolled-out sets")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.set_defaults(run=_data_make)
+
+
+def _data_list(chosen: argparse.Namespace) -> None:
+    from .core.d4rl import D4RL_DATASETS, cache_folder
+
+    table = Table("name", "where", box=None)
+    for name in shipped_datasets():
+        table.add_row(name, "shipped with corollary")
+    for name, entry in D4RL_DATASETS.items():
+        table.add_row(name, "on this machine" if (cache_folder() / entry.file_name).exists() else "corollary data get")
+    console.print(table)
+
+
+def _data_info(chosen: argparse.Namespace) -> None:
+    summary = load_dataset(chosen.dataset).summary()
+    if chosen.json:
+        print(json.dumps(summary, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in summary.items():
+        table.add_row(key.replace("_", " "), _readable(value))
+    console.print(table)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items())
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _data_get(chosen: argparse.Namespace) -> None:
+    from .core.download import get_d4rl
+
+    print(get_d4rl(chosen.name))
+
+
+def _data_convert(chosen: argparse.Namespace) -> None:
+    print(load_dataset(chosen.source).save(chosen.target))
+
+
+def _data_make(chosen: argparse.Namespace) -> None:
+    from .core.make_data import make_dataset
+
+    made = make_dataset(chosen.env, chosen.out, train_steps=chosen.train_steps, rows=chosen.rows, seed=chosen.seed)
+    for path in made.values():
+        print(path)
+
+
+# ----------------------------------------------------------------------------------------------------- train
+
+_TRAIN_DEFAULTS: dict[str, Any] = {
+    "algorithm": None,
+    "dataset": None,
+    "steps": 100_000,
+    "seeds": "1",
+    "preset": None,
+    "set": [],
+    "env": None,
+    "eval_every": 5000,
+    "eval_episodes": 10,
+    "device": "cpu",
+    "precision": "float32",
+}
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    given = {k: v for k, v in vars(chosen).items() if k in _TRAIN_DEFAULTS and v not in (None, [])}
+    if chosen.resume:
+        run_dir = Path(chosen.resume)
+        settings = _TRAIN_DEFAULTS | _recorded_command(run_dir)
+        changed = sorted(k for k, v in given.items() if k != "steps" and v != settings[k])
+        if changed:
+            raise ConfigError(f"--resume continues {run_dir} as it was; only --steps may change, not {changed[0]}.")
+    else:
+        settings = dict(_TRAIN_DEFAULTS)
+    settings |= given
+    for name in ("algorithm", "dataset"):
+        if not settings[name]:
+            raise ConfigError(f"train needs {'an algorithm' if name == 'algorithm' else '--dataset'}.")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    dataset = load_dataset(settings["dataset"])
+    if not chosen.resume:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        run_dir = Path(chosen.run_dir or f"runs/{settings['algorithm']}-{dataset.info.name}-{stamp}")
+    kind = algorithm_class(settings["algorithm"])
+    options = dict(parse_option(kind.config_type, text) for text in settings["set"])
+    agent = kind(
+        _seeds(settings["seeds"]),
+        preset=settings["preset"],
+        device=settings["device"],
+        precision=settings["precision"],
+        **options,
+    )
+    env = _evaluation_env(settings["env"], dataset.info.env_id)
+    _print_plan(agent, dataset, settings, env, run_dir)
+    agent.fit(
+        dataset,
+        settings["steps"],
+        eval_env=env,
+        eval_every=settings["eval_every"],
+        eval_episodes=settings["eval_episodes"],
+        run_dir=run_dir,
+        resume=bool(chosen.resume),
+        command=settings,
+    )
+    _print_table([run_dir])
+
+
+def _recorded_command(run_dir: Path) -> dict[str, Any]:
+    from .core.runs import Run
+
+    command = Run.read(run_dir).card.get("command")
+    if not isinstance(command, dict):
+        raise ConfigError(f"{run_dir} was not started by `corollary train`: resume it with fit(..., resume=True).")
+    return command
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise ConfigError(f"--seeds takes a number (5) or a list (0,3,7); got {text!r}.") from None
+
+
+def _evaluation_env(asked: str | None, of_data: str | None) -> str | None:
+    """Choose the asked environment, else the dataset's if gymnasium has it."""
+    if asked is not None:
+        return None if asked == "none" else asked
+    return of_data if of_data in gymnasium.registry else None
+
+
+def _print_plan(
+    agent: OfflineAgent[Any], dataset: Any, settings: dict[str, Any], env: str | None, run_dir: Path
+) -> None:
+    where = f"{settings['eval_episodes']} episodes in {env} every {settings['eval_every']} steps" if env else "none"
+    rows = {
+        "algorithm": agent.algorithm + (f", preset {agent.preset}" if agent.preset else ""),
+        "data": f"{dataset.info.name}: {len(dataset)} rows, {dataset.n_episodes} episodes",
+        "training": f"{settings['steps']} steps, seeds {', '.join(map(str, agent.seeds))}, "
+        f"{agent.precision} on {agent.device}",
+        "config": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(agent.config).items()),
+        "evaluation": where,
+        "writes": str(run_dir),
+        "resume": f"corollary train --resume {run_dir}",
+    }
+    for key, value in rows.items():
+        print(f"{key:<11} {value}")  # unwrapped: the paths and commands are there to be copied
+
+
+# ---------------------------------------------------------------------------------------------- eval, report
+
+
+def _eval(chosen: argparse.Namespace) -> None:
+    path = Path(chosen.path)
+    agent = load_agent(path / CHECKPOINT if checkpoint.exists(path / CHECKPOINT) else path)
+    env = chosen.env or agent.problem.env_id
+    if env is None:
+        raise ConfigError(f"{path} does not say which environment its data came from: give --env.")
+    result = evaluate(agent, env, chosen.episodes)
+    table = Table("seed", "mean return", "standard deviation", "score", box=None)
+    for index, seed in enumerate(agent.seeds):
+        returns = result.returns_SE[index]
+        score = "-" if result.mean_score is None else f"{result.mean_score[index]:.1f}"
+        table.add_row(str(seed), f"{returns.mean():.1f}", f"{returns.std():.1f}", score)
+    console.print(table)
+    if chosen.json:
+        content = {
+            "env_id": result.env_id,
+            "seeds": list(agent.seeds),
+            "episode_seeds": list(result.episode_seeds),
+            "returns": result.returns_SE.tolist(),
+            "lengths": result.lengths_SE.tolist(),
+            "scores": None if result.scores_SE is None else result.scores_SE.tolist(),
+        }
+        Path(chosen.json).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _report(chosen: argparse.Namespace) -> None:
+    from .core.report import write_report
+    from .core.runs import find_runs
+
+    runs = find_runs(chosen.runs)
+    _print_table(runs)
+    print(write_report(runs, chosen.out))
+
+
+def _print_table(run_dirs: Sequence[Path]) -> None:
+    from .core.report import TableStyle, format_table, summarise
+    from .core.runs import Run
+
+    style: TableStyle = "rich" if sys.stdout.isatty() else "text"
+    print(format_table(summarise([Run.read(path) for path in run_dirs]), style=style))
+
+
+# ------------------------------------------------------------------------------------------------------ demo
+
+_DEMO_DATASET = "halfcheetah-medium-replay-v5"
+# Steps are chosen so that each method's curve has flattened enough to compare and the whole takes minutes on 2 cores.
+_DEMO: tuple[tuple[str, str | None, int], ...] = (
+    ("offline.bc", None, 10_000),
+    ("offline.td3_bc", None, 10_000),
+    ("offline.iql", None, 10_000),
+    ("offline.prdc", "halfcheetah", 10_000),
+)
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    from .core.plots import learning_curves
+    from .core.report import write_report
+    from .core.runs import Run
+
+    dataset = load_dataset(_DEMO_DATASET)
+    console.print(f"{dataset!r}")
+    out = Path(chosen.out)
+    runs = []
+    for name, preset, full_steps in _DEMO:
+        run_dir = out / name
+        steps = max(100, int(full_steps * chosen.scale))
+        console.print(f"training {name}: {steps} steps, seeds {chosen.seeds}")
+        agent = algorithm_class(name)(_seeds(chosen.seeds), preset=preset)
+        agent.fit(
+            dataset,
+            steps,
+            eval_env=dataset.info.env_id,
+            eval_every=max(1, steps // 5),
+            eval_episodes=5,
+            log_every=max(1, steps // 20),
+            run_dir=run_dir,
+            resume=True,
+        )
+        runs.append(run_dir)
+    _print_table(runs)
+    picture = out / "learning_curves.png"
+    learning_curves([Run.read(path) for path in runs], out=picture)
+    print(picture)
+    print(write_report(runs, out / "report.html"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
