@@ -176,11 +176,6 @@ def child(python: str, *arguments: object) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
 def main() -> None:
     """Measure, alternate, write JSON and a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,10 +257,8 @@ def write(name: str, about: dict[str, Any], found: dict[str, dict[str, list[floa
     for what, row in found.items():
         base = statistics.median(next(iter(row.values())))
         for variant, rates in row.items():
-            s = spread(rates)
-            lines.append(
-                f"| {what} | {variant} | {s['min']:.1f} | {s['median']:.1f} | {s['max']:.1f} | {s['median'] / base:.2f} |"
-            )
+            low, median, high = min(rates), statistics.median(rates), max(rates)
+            lines.append(f"| {what} | {variant} | {low:.1f} | {median:.1f} | {high:.1f} | {median / base:.2f} |")
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
     settings = ", ".join(f"{key} {about[key]}" for key in ("threads", "batch", "rows", "steps"))
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + f"\n\n{settings}. {versions}.\n")

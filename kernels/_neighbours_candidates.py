@@ -19,16 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ._neighbours_blocks import BlockScan
-from ._neighbours_metric import (
-    Floats,
-    Ints,
-    Kth,
-    Points,
-    principal_axes,
-    rotation_error,
-    select_kth,
-    squared_distances,
-)
+from ._neighbours_metric import Floats, Frame, Ints, Kth, Points, select_kth, squared_distances
 
 _FORMAT = 1  # of the file; counts up when its meaning changes
 _CHUNK = 2**14
@@ -51,10 +42,10 @@ class CandidateLists(NamedTuple):
     def kth_nearest(
         self, rows: Points, keys: Points, own: Ints, beta: float, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
-        """Return the k-th nearest of the listed rows, its D^2, and whether it is certainly the k-th nearest of all; [B].
+        """Return the k-th nearest listed row, its D^2, and whether it is certainly the k-th nearest of all; each [B].
 
-        Certificate: a row outside the list differs by at least beta |s_i - s_M| in its state part alone, s_M being the
-        list's last. If the k-th best listed row is nearer than that, no row outside can precede or tie it.
+        Certificate: a row outside the list differs by at least beta |s_i - s_M| in its state part alone, s_M being
+        the list's last. If the k-th best listed row is nearer than that, no row outside can precede or tie it.
 
         Args:
             rows: dataset.
@@ -80,8 +71,9 @@ class StateTree:
     """k-d tree over the states, from which lists are made."""
 
     def __init__(self, states: Floats, length: int, workers: int) -> None:
-        centred = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
-        point = centred @ principal_axes(centred)
+        points = Points(states, states[:, :0])
+        frame = Frame(points, 1.0)
+        point = frame.coordinates(points)
         # In the tree's own order, points of a leaf lie side by side in memory: half the time of the file's order.
         self._order = cKDTree(point).indices
         self._point = point[self._order]
@@ -89,7 +81,7 @@ class StateTree:
         self.place = np.argsort(self._order)  # of each row in that order
         self._length = min(length, len(states))
         self._workers = workers
-        self._error = rotation_error(point.shape[1], 2 * np.sqrt(np.einsum("nd,nd->n", point, point).max()))
+        self._error = frame.slack(point).max()
 
     def lists(self) -> CandidateLists:
         """Make the lists of all rows."""

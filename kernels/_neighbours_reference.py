@@ -14,8 +14,8 @@ def kth_nearest(
 ) -> tuple[Tensor, Tensor]:
     """Return row index [B] int64 and D^2 [B] float64 of the k-th nearest row, comparing every key with every row.
 
-    Sums in the order of ``_neighbours_metric``, so the distances have the same bits. Rows tie by exact equality of D^2 and
-    the lowest index comes first.
+    Sums in the order of `_neighbours_metric`, so the distances have the same bits. Rows tie by exact equality of D^2
+    and the lowest index comes first.
     """
     n_rows = states.shape[0]
     step = max(1, _BLOCK // n_rows)

@@ -5,49 +5,34 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ._neighbours_metric import (
-    Ints,
-    Kth,
-    Points,
-    principal_axes,
-    rotation_error,
-    scaled,
-    select_kth,
-    squared_distances,
-)
+from ._neighbours_metric import Frame, Ints, Kth, Points, select_kth, squared_distances
 
 
 class JointTree:
     """Exact k-th nearest rows from a k-d tree.
 
-    The tree chooses arbitrarily among equal distances and sees rotated points, so it is asked for one neighbour more than
-    needed and, where ranks k and k + 1 are closer than rounding, for all rows in the ball around the key; the metric's own
-    arithmetic then decides.
+    The tree chooses arbitrarily among equal distances and sees rotated points, so it is asked for one neighbour more
+    than needed and, where ranks k and k + 1 are closer than rounding, for all rows in the ball around the key; the
+    metric's own arithmetic then decides.
     """
 
     def __init__(self, rows: Points, beta: float, workers: int) -> None:
         self._rows = rows
         self._beta = beta
         self._workers = workers
-        joint = scaled(rows, beta)
-        self._centre = joint.mean(axis=0)
-        joint -= self._centre
-        self._axes = principal_axes(joint)
-        self._reach = float(np.sqrt(np.einsum("nd,nd->n", joint, joint).max()))
-        self._tree = cKDTree(joint @ self._axes)
+        self._frame = Frame(rows, beta)
+        self._tree = cKDTree(self._frame.coordinates(rows))
 
     def kth_nearest(self, keys: Points, own: Ints | None, k: int) -> Kth:
         """Return row index [B] and D^2 [B] of the k-th nearest row; knowing the rows `own` does not help here."""
         del own
         n_rows, n_keys = len(self._rows.action), len(keys.action)
-        joint = scaled(keys, self._beta) - self._centre
-        point = joint @ self._axes
+        point = self._frame.coordinates(keys)
         asked = min(k + 1, n_rows)
         answer = self._tree.query(point, k=range(1, asked + 1), workers=self._workers)
         distance, row = np.asarray(answer[0]), np.asarray(answer[1])
         key, row = np.repeat(np.arange(n_keys), asked), row.ravel()
-        length = self._reach + np.sqrt(np.einsum("bd,bd->b", joint, joint))
-        reach = distance[:, k - 1] + rotation_error(joint.shape[1], length)
+        reach = distance[:, k - 1] + 2 * self._frame.slack(point)
         tied = np.flatnonzero(distance[:, -1] <= reach) if asked > k else np.empty(0, np.int64)
         if len(tied):
             balls = self._tree.query_ball_point(point[tied], reach[tied], workers=self._workers)

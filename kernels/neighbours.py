@@ -1,9 +1,10 @@
 """Exact nearest dataset row in the metric beta^2 |s - s_i|^2 + |a - a_i|^2 (PRDC's search).
 
-What "exact" means: distances are those of the stored values, computed in float64 from explicit differences, and rows are
-ordered by (distance, row index). Among equal distances (duplicated rows occur in real data) the lowest index wins. The CPU
-back ends return the same row and the same bits of distance for every key. "triton" orders rows by distances rounded to
-float32: the row that it returns is nearest up to a factor 1 + 2^-20, and rows with equal entries tie to the lowest index.
+What "exact" means: distances are those of the stored values, computed in float64 from explicit differences, and rows
+are ordered by (distance, row index). Among equal distances (duplicated rows occur in real data) the lowest index wins.
+The CPU back ends return the same row and the same bits of distance for every key. "triton" orders rows by distances
+rounded to float32: the row that it returns is nearest up to a factor 1 + 2^-20, and rows with equal entries tie to the
+lowest index.
 
 Metric: Ran et al., "Policy Regularization with Dataset Constraint for Offline Reinforcement Learning", ICML 2023.
 """
@@ -41,21 +42,22 @@ class NeighbourIndex:
 
     - ``"reference"``: every key against every row in float64. Slow; what the others are tested against.
     - ``"kdtree"``: SciPy's k-d tree. Fast for keys near the data, very slow far from it.
-    - ``"blocks"``: matrix products over the blocks of rows that a bound cannot rule out. Never slower than one product
-      of all keys with all rows.
-    - ``"candidates"``: each row's `list_length` nearest rows in state, made at the start. They answer keys whose state is
-      a dataset row, certified exact when the answer is nearer than any unlisted row can be; "blocks" answers the rest.
+    - ``"blocks"``: matrix products over those blocks of rows that a bound cannot rule out; at worst over all.
+    - ``"candidates"``: each row's `list_length` nearest rows in state, made at the start. They answer keys whose state
+      is a dataset row, certified exact when the answer is nearer than any unlisted row can be; "blocks" answers the
+      rest (and everything if beta = 0, where no state distance can certify).
     - ``"triton"``: one fused pass over all rows on a GPU, without a distance matrix.
-    - ``"auto"``: triton for rows on a CUDA device. Else lists from `cache_dir` if they are there; else blocks, until the
-      time spent in them on keys that lists would certify exceeds the time that making the lists takes (estimated on a
-      sample), then candidates. The answers do not depend on when that is.
+    - ``"auto"``: triton for rows on a CUDA device. Else lists from `cache_dir` if they are there; else blocks until the
+      time spent in them on keys that lists would certify exceeds the time that making the lists takes (estimated on
+      a sample), then candidates. The answers do not depend on when that is.
 
     Args:
         states: [N, d_s] dataset states as the metric should see them (standardised), float32 or float64.
         actions: [N, d_a] dataset actions, of the same dtype and device.
         beta: weight of the state distance, >= 0. 0: the nearest action whatever its state. Large: the own row.
         backend: one of the above.
-        list_length: M, rows per candidate list; memory 8 N M bytes. Longer lists certify more keys and take longer to make.
+        list_length: M, rows per candidate list; they take 8 N M bytes. Longer lists certify more keys and take longer
+            to make.
         workers: threads of k-d trees; by default PyTorch's number of threads.
         cache_dir: folder that keeps candidate lists between runs, one file per set of states; None keeps nothing.
 
@@ -163,7 +165,8 @@ class NeighbourIndex:
             raise ValueError(f"k is {k}; it must lie between 1 and the number of rows, {n_rows}.")
         if row is not None and (row.shape != action.shape[:-1] or row.dtype != torch.int64):
             raise ValueError(
-                f"Row indices are {row.dtype} {tuple(row.shape)}; they must be int64 {tuple(action.shape[:-1])}, one per key."
+                f"Row indices are {row.dtype} {tuple(row.shape)}; they must be int64, one per key: "
+                f"{tuple(action.shape[:-1])}."
             )
         if state is not None and state.shape != (*action.shape[:-1], d_s):
             raise ValueError(

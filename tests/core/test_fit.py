@@ -326,7 +326,7 @@ def test_another_run_is_not_resumed(pendulum, tmp_path, make, message) -> None:
 
 def test_a_run_is_not_resumed_on_other_data(pendulum, tmp_path) -> None:
     small().fit(pendulum, 2, run_dir=tmp_path / "run")
-    with pytest.raises(ConfigError, match="is another run: its dataset.fingerprint is"):
+    with pytest.raises(ConfigError, match=r"is another run: its dataset\.fingerprint is"):
         small().fit(pendulum.top_fraction(0.5), 4, run_dir=tmp_path / "run", resume=True)
 
 

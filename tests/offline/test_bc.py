@@ -11,6 +11,7 @@ from corollary.offline import BC
 from corollary.offline.td3 import action_error
 
 
+@pytest.mark.rung(1, "offline.bc")
 def test_action_error_by_hand() -> None:
     # Squared errors 1, 0, 4, 16 over two rows and two dimensions: the mean is over both, 21 / 4.
     action = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
@@ -38,6 +39,7 @@ def linear_gaussian_expert(n: int, noise: float) -> tuple[np.ndarray, np.ndarray
     return states, actions
 
 
+@pytest.mark.rung(3, "offline.bc")
 def test_over_linear_maps_the_loss_is_minimised_by_least_squares() -> None:
     # The tabular twin of cloning: a Gaussian linear expert's maximum-likelihood map is numpy's lstsq.
     states, actions = linear_gaussian_expert(60, noise=0.3)
@@ -56,6 +58,7 @@ def test_over_linear_maps_the_loss_is_minimised_by_least_squares() -> None:
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.rung(2, "offline.bc")
 def test_default_agent_recovers_the_least_squares_map() -> None:
     # The box is +-5 and expert actions stay below 1.5 or so, where 5 tanh(x / 5) is close to linear and clips nothing.
     states, actions = linear_gaussian_expert(2000, noise=0.1)
@@ -107,6 +110,7 @@ def test_trajectories_are_ranked_by_discounted_return(discount, best_action) -> 
     assert set(kept.action.flatten().tolist()) == {best_action}
 
 
+@pytest.mark.rung(5, "offline.bc")
 def test_rewards_and_flags_do_not_enter(random_dataset) -> None:
     dataset = random_dataset()
     rows = dataset.transitions()

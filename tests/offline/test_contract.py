@@ -341,6 +341,7 @@ def resumed(reacher, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.rung(4)
 @every_algorithm
 def test_stopped_and_resumed_in_a_new_process_is_never_stopped(kind, trained, resumed, tmp_path) -> None:
     config, tensors = checkpoint.read(resumed / f"{kind.algorithm} resumed")

@@ -40,6 +40,7 @@ def test_advantage_weight_by_hand_and_its_cap() -> None:
     assert advantage_weight(torch.tensor([1e30]), 10.0).isfinite().all()
 
 
+@pytest.mark.rung(1, "offline.iql")
 def test_weighted_cloning_loss_by_hand_and_its_gradient() -> None:
     # (2 * 1 + 4 * 3) / 2 = 7. The weights are constants: only the likelihood receives a gradient, w / B.
     weight, surprise = f64(2, 4).requires_grad_(), f64(1, 3).requires_grad_()
@@ -148,6 +149,7 @@ def implicit_value(mdp, expectile: float) -> np.ndarray:
     return value
 
 
+@pytest.mark.rung(3, "offline.iql")
 @pytest.mark.theory
 @pytest.mark.parametrize("seed", range(3))
 def test_iql_1_expectile_one_half_evaluates_the_behaviour_policy(finite_mdp, seed) -> None:

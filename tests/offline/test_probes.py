@@ -121,6 +121,7 @@ def test_bc_does_not_choose() -> None:
     assert chosen_actions(BC, 500) == pytest.approx([0, 0], abs=0.15)
 
 
+@pytest.mark.rung(2, "offline.td3_bc")
 def test_td3_bc_chooses_between_value_and_data() -> None:
     # -lambda Q(pi) + pi^2 + const with Q = 1 - (pi - 1/2)^2 is stationary at pi = lambda / (2 (lambda + 1)), where
     # lambda = 2.5 / Q(pi): together pi = 0.359.
@@ -132,12 +133,14 @@ def test_td3_bc_chooses_between_value_and_data() -> None:
     assert chosen_actions(TD3BC, 600) == pytest.approx([-pi, pi], abs=0.06)
 
 
+@pytest.mark.rung(2, "offline.prdc")
 def test_prdc_reaches_the_best_action_in_the_data() -> None:
     # Any of the 500 actions recorded in the state is allowed, so only the value matters: 1/2, which TD3+BC does not
     # reach. The other state is 2 beta = 4 away, too far for its actions.
     assert chosen_actions(PRDC, 600) == pytest.approx([-0.5, 0.5], abs=0.06)
 
 
+@pytest.mark.rung(2, "offline.iql")
 def test_iql_chooses_the_weighted_mean_of_good_actions() -> None:
     # Expected: V, the 0.7-expectile of the scaled rewards, and the mean action under min(exp(3 (r - V)), 100).
     dataset = choice_probe()
@@ -178,6 +181,7 @@ def time_limit_probe(cut_is_termination: bool) -> Dataset:
     )
 
 
+@pytest.mark.rung(5, "offline.td3_bc", "offline.prdc", "offline.iql")
 @pytest.mark.parametrize("kind", [TD3BC, PRDC, IQL])
 @pytest.mark.parametrize(("cut_is_termination", "expected"), [(False, 5.0), (True, 2.5)])
 def test_a_time_limit_does_not_end_the_world(kind, cut_is_termination, expected) -> None:

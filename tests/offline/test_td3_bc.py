@@ -34,6 +34,7 @@ def test_critic_loss_by_hand() -> None:
     assert critic_loss(q, torch.tensor([0.0, 1.0])) == 13.5
 
 
+@pytest.mark.rung(1, "offline.td3_bc")
 def test_policy_loss_by_hand() -> None:
     # mean |Q| = (1 + 3) / 2 = 2, lambda = 2.5 / 2 = 1.25, mean Q = -1: 0.5 - 1.25 * (-1) = 1.75.
     loss, metrics = policy_loss(torch.tensor([1.0, -3.0]), torch.tensor(0.5), 2.5)
@@ -121,6 +122,7 @@ def critic_gradient(mdp, q_MSA: Tensor, bootstrap_MSA: Tensor, policy_S: Tensor,
     return torch.autograd.grad(critic_loss(q[:, mdp.state, mdp.action], target), q)[0]
 
 
+@pytest.mark.rung(3, "offline.td3_bc", "offline.prdc")
 @pytest.mark.parametrize("seed", range(3))
 def test_critics_fixed_point_is_the_policys_exact_value(finite_mdp, seed) -> None:
     # Evaluated from the data of another policy: any policy that stays within the actions in the data.
