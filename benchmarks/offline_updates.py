@@ -73,8 +73,8 @@ def measure_ours(algorithm: str, seeds: int, precision: str, rows: int, steps: i
     return (last - first) / (ended - began)
 
 
-def measure_d3rlpy(algorithm: str, seeds: int, precision: str, rows: int, steps: int) -> float:
-    """Return gradient steps per second of d3rlpy's fitter; several seeds are several runs one after another."""
+def measure_d3rlpy(algorithm: str, rows: int, steps: int) -> float:
+    """Return gradient steps per second of d3rlpy's fit, for one seed."""
     import d3rlpy
 
     raw = hopper_like(rows)
@@ -105,7 +105,7 @@ def measure_d3rlpy(algorithm: str, seeds: int, precision: str, rows: int, steps:
         logger_adapter=quiet,
         epoch_callback=lambda *_: times.append(time.perf_counter()),
     )
-    return (len(times) - 1) * 100 / (times[-1] - times[0]) / seeds
+    return (len(times) - 1) * 100 / (times[-1] - times[0])
 
 
 def measure_products(seeds: int, steps: int) -> float:
@@ -191,10 +191,10 @@ def main() -> None:
     if chosen.child:
         torch.set_num_threads(THREADS)
         kind, *rest = chosen.child
-        if kind in ("ours", "d3rlpy"):
-            algorithm, seeds, precision, rows, steps = rest
-            measure = measure_ours if kind == "ours" else measure_d3rlpy
-            print(measure(algorithm, int(seeds), precision, int(rows), int(steps)))
+        if kind == "ours":
+            print(measure_ours(rest[0], int(rest[1]), rest[2], int(rest[3]), int(rest[4])))
+        elif kind == "d3rlpy":
+            print(measure_d3rlpy(rest[0], int(rest[1]), int(rest[2])))
         elif kind == "products":
             print(measure_products(int(rest[0]), int(rest[1])))
         else:
@@ -221,20 +221,17 @@ def updates(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(chosen.rounds):
         for algorithm in ("td3_bc", "iql", "prdc"):
+            # d3rlpy trains one seed at a time: four of its runs take four times as long as one.
+            peer = child(chosen.peer, "d3rlpy", algorithm, chosen.rows, chosen.steps)
             for seeds in (1, 4):
                 row = found.setdefault(f"{algorithm}, {seeds} seed{'s' * (seeds > 1)}", {})
-                size = (algorithm, seeds)
-                row.setdefault("d3rlpy", []).append(
-                    child(chosen.peer, "d3rlpy", *size, "float32", chosen.rows, chosen.steps)
-                )
+                row.setdefault("d3rlpy", []).append(peer / seeds)
                 for precision in ("float32", "bf16"):
-                    row.setdefault(f"ours {precision}", []).append(
-                        child(sys.executable, "ours", *size, precision, chosen.rows, chosen.steps)
-                    )
+                    rate = child(sys.executable, "ours", algorithm, seeds, precision, chosen.rows, chosen.steps)
+                    row.setdefault(f"ours {precision}", []).append(rate)
                 if algorithm == "td3_bc":
-                    row.setdefault("bare products (torch.mm)", []).append(
-                        child(sys.executable, "products", seeds, chosen.steps)
-                    )
+                    rate = child(sys.executable, "products", seeds, chosen.steps)
+                    row.setdefault("bare products (torch.mm)", []).append(rate)
                 print(list(found)[-1], {k: round(v[-1], 1) for k, v in row.items()}, flush=True)
     return found
 

@@ -1,18 +1,24 @@
-r"""Block scan: exhaustive search by matrix products over the blocks of rows that a bound cannot rule out.
+r"""Block scan: exhaustive search over the rows that bounding boxes cannot rule out.
 
-Rows, in the coordinates of `Frame`, are halved at medians into blocks of up to 1024, each with its bounding box. A
-key visits the blocks whose box is nearer than the best distance known to it (whole runs of blocks are ruled out
-first, then single ones). In a block with centre c,
+Rows, in the coordinates of `Frame`, are halved at medians into cells of up to 32; 32 cells make a block, 16 blocks a
+run, and each of these has its bounding box. Unless a good upper bound of a key's distance is known (that of its own
+row), a first look at the nearest cell of the nearest block of the nearest run gives one; runs, then blocks, then cells
+whose boxes are farther are out.
+
+What is left is compared by matrix products: cell by cell for keys with few cells left, whole blocks with all the keys
+that visit them for the others. In a block with centre c,
 
     |q - x|^2 = |q - c|^2 + |x - c|^2 - 2 (q - c).(x - c)
 
-is one float32 product of the keys (q - c, 1, |q - c|^2) with the stored matrix (-2 (x - c), |x - c|^2, 1).
+is one float32 product of the key (q - c, 1, |q - c|^2) with the stored matrix (-2 (x - c), |x - c|^2, 1).
 Cancellation makes this approximate: with s = |q - c| + max |x - c| and u = 2^-24, rounding the two differences, the
 squares and the d + 2 products errs by less than (d + 8) u s^2. Twice that, E, is subtracted in the key's last entry,
 so that products are lower bounds and products + 2 E upper bounds. Rows whose lower bound reaches the smallest upper
-bound are compared again in the metric's own arithmetic (`_neighbours_metric`); so the answer is exact, ties included.
+bound are compared again in the metric's own arithmetic (`_neighbours_metric`). So the answer is exact, ties included.
 
-NumPy's product is used because PyTorch's may be switched to a lower precision by autocast or a global setting.
+NumPy's product is used because PyTorch's may be switched to a lower precision by autocast or a global setting. All of
+a search runs on the calling thread: pieces this small gain little from more, and lose milliseconds when the threads of
+two libraries, or of another process, wait for one core.
 """
 
 from __future__ import annotations
@@ -21,16 +27,18 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from . import _neighbours_reference
 from ._neighbours_metric import Frame, Ints, Kth, Points, select_kth, squared_distances
 
-_BLOCK = 1024  # most rows of a block
-_RUN = 16  # most blocks of a run
-_GROUP = 32  # neighbouring rows of a block that share one lower bound; its length is a multiple of this
+_CELL = 32  # most rows of a cell, a power of two
+_CELLS = 32  # most cells of a block
+_BLOCKS = 16  # most blocks of a run
+_TIGHT = 4  # runs within reach up to which a bound needs no first look
+_MANY = 16  # blocks beyond which a key does not look at their cells
+_DENSE = 5.0  # cells per block beyond which products with whole blocks are faster
 _PRODUCTS = 2**20  # distances held at once, 4 MiB
+_TERMS = 2**18  # of one product: OpenBLAS wakes its threads for more
 _KEYS_PER_PASS = 512
 _UNIT = 2.0**-24
 _TINY = 1e-36  # what products may lose to underflow
@@ -42,7 +50,7 @@ Floats64 = NDArray[np.float64]
 class BlockScan:
     """Exact k-th nearest rows; at worst one product of all keys with all rows.
 
-    Takes 4 (d + 3) bytes per row beside the rows themselves.
+    Takes about 8 (d + 3) bytes per row beside the rows themselves.
     """
 
     def __init__(self, rows: Points, beta: float) -> None:
@@ -52,132 +60,184 @@ class BlockScan:
         if self._frame.reach > _FARTHEST:
             raise ValueError(f"beta = {beta} takes squared distances out of the float32 range; choose a smaller one.")
         point = self._frame.coordinates(rows)
-        blocks = _median_split(point)
-        n_blocks, width = len(blocks), point.shape[1]
-        self._n_groups = -(-max(map(len, blocks)) // _GROUP)
-        length = self._n_groups * _GROUP
-        low = np.array([point[member].min(axis=0) for member in blocks])
-        high = np.array([point[member].max(axis=0) for member in blocks])
+        width = point.shape[1]
+        order, edges = _median_split(point)
+        n_cells = len(edges) - 1
+        cells = min(_CELLS, n_cells)
+        blocks = min(_BLOCKS, n_cells // cells)
+        self._index = np.full((n_cells, _CELL), -1, np.int32)
+        cell = np.repeat(np.arange(n_cells), np.diff(edges))
+        place = np.arange(len(order)) - edges[cell]
+        self._index[cell, place] = order
+        point = point[order]
+        low = np.minimum.reduceat(point, edges[:-1]).reshape(-1, cells, width)
+        high = np.maximum.reduceat(point, edges[:-1]).reshape(-1, cells, width)
+        self._cells = _Boxes(low, high)
+        low, high = low.min(axis=1), high.max(axis=1)
         self._centre = (low + high) / 2
-        self._run = min(_RUN, n_blocks)
-        low, high = low.reshape(-1, self._run, width), high.reshape(-1, self._run, width)
-        self._box = _Boxes.between(low, high)
-        self._run_box = _Boxes.between(low.min(axis=1)[None], high.max(axis=1)[None])
-        self._radius = np.empty(n_blocks)
-        self._matrix = np.zeros((n_blocks, width + 2, length), np.float32)
-        self._matrix[:, width] = np.inf  # padding is never near
-        self._matrix[:, width + 1] = 1.0
-        self._index = np.full((n_blocks, self._n_groups, _GROUP), -1, np.int32)
-        for b, member in enumerate(blocks):
-            offset = point[member] - self._centre[b]
-            square = np.einsum("nd,nd->n", offset, offset)
-            self._radius[b] = np.sqrt(square.max())
-            self._matrix[b, :width, : len(member)] = -2.0 * offset.T
-            self._matrix[b, width, : len(member)] = square
-            self._index[b].reshape(-1)[: len(member)] = member
+        low, high = low.reshape(-1, blocks, width), high.reshape(-1, blocks, width)
+        self._blocks = _Boxes(low, high)
+        self._runs = _Boxes(low.min(axis=1)[None], high.max(axis=1)[None])
+
+        block = cell // cells
+        offset = point - self._centre[block]
+        square = np.einsum("nd,nd->n", offset, offset)
+        self._radius = np.sqrt(np.maximum.reduceat(square, edges[:-1:cells]))
+        self._cell_matrix = np.zeros((n_cells, width + 2, _CELL), np.float32)
+        self._cell_matrix[:, width] = np.inf  # a place without a row is never near
+        self._cell_matrix[:, width + 1] = 1.0
+        self._cell_matrix[cell, :width, place] = -2.0 * offset
+        self._cell_matrix[cell, width, place] = square
+        grouped = self._cell_matrix.reshape(-1, cells, width + 2, _CELL)
+        # Columns (place, cell): the minimum over a cell's places is then one over long rows.
+        self._block_matrix = np.ascontiguousarray(grouped.transpose(0, 2, 3, 1)).reshape(-1, width + 2, _CELL * cells)
 
     def kth_nearest(self, keys: Points, own: Ints | None, k: int) -> Kth:
         """Return row index [B] and D^2 [B] of the k-th nearest row; `own` [B]: rows with the keys' states, if any."""
         if own is None or k > 1:
-            return self.within(keys, k, None)
+            return self.within(keys, k, np.full(len(keys.action), np.inf))
         return self.within(keys, k, squared_distances(self._rows, keys, own, np.arange(len(own)), self._beta))
 
-    def within(self, keys: Points, k: int, bound: Floats64 | None) -> Kth:
-        """As `kth_nearest`; `bound` [B] is D^2 of some row that is k-th nearest or worse, if one is known."""
-        if k > self._n_groups:  # the bounds below count one row per group
-            states, actions, key_states, key_actions = map(torch.from_numpy, (*self._rows, *keys))
-            row, squared = _neighbours_reference.kth_nearest(states, actions, key_states, key_actions, self._beta, k)
-            return row.numpy(), squared.numpy()
-        parts = [slice(b, b + _KEYS_PER_PASS) for b in range(0, len(keys.action), _KEYS_PER_PASS)]
-        found = [self._pass(keys.take(part), k, None if bound is None else bound[part]) for part in parts]
-        return np.concatenate([row for row, _ in found]), np.concatenate([squared for _, squared in found])
+    def within(self, keys: Points, k: int, bound: Floats64) -> Kth:
+        """As `kth_nearest`; `bound` [B] is D^2 of some row that is k-th nearest or worse, or inf."""
+        row = np.empty(len(bound), np.int64)
+        squared = np.empty(len(bound))
+        for first in range(0, len(bound), _KEYS_PER_PASS):
+            part = slice(first, first + _KEYS_PER_PASS)
+            row[part], squared[part] = self._pass(keys.take(part), k, bound[part])
+        return row, squared
 
-    def _pass(self, keys: Points, k: int, bound: Floats64 | None) -> Kth:
-        n_keys = len(keys.action)
+    def _pass(self, keys: Points, k: int, bound: Floats64) -> Kth:
         point = self._frame.coordinates(keys)
-        if np.abs(point).max(initial=0.0) > _FARTHEST:
+        if np.abs(point).max() > _FARTHEST:
             raise ValueError("A key is too far from the data for float32 distances: its policy has diverged.")
-        # The true nearest row may seem farther than another by the slack of both.
+        # The nearest row may seem farther than another by the slack of both.
         slack = 2 * self._frame.slack(point)
         box_slack = slack + _Boxes.error(point, self._frame.reach)
-        run_gap = self._run_box.gap(point, np.zeros(n_keys, np.intp))
-        scans = []
-        if bound is None:
-            upper = np.full(n_keys, np.inf)
-            near = run_gap.argmin(axis=1)
-            first = near * self._run + self._box.gap(point, near).argmin(axis=1)
-            scans.append(self._scan(point, np.arange(n_keys), first, upper, k))
-        else:
-            upper = bound.copy()
-            first = np.full(n_keys, -1, np.intp)
+        run_gap = self._runs.gap(point, np.zeros(len(bound), np.intp))
+        upper = bound.copy()
+        loose = np.flatnonzero((run_gap <= (np.sqrt(bound) + box_slack)[:, None]).sum(axis=1) > _TIGHT)
+        self._first_look(point, run_gap, loose, upper, k)
         reach = np.sqrt(upper) + box_slack
-        key, run = np.nonzero(run_gap <= reach[:, None])
-        visit, member = np.nonzero(self._box.gap(point[key], run) <= reach[key, None])
-        key, block = key[visit], run[visit] * self._run + member
-        new = block != first[key]
-        scans.append(self._scan(point, key[new], block[new], upper, k))
-        of_key, row = self._survivors(scans, (np.sqrt(upper) + slack) ** 2)
+        near_key, run = np.nonzero(run_gap <= reach[:, None])
+        key, block = self._blocks.nearer(point, reach, near_key, run)
+        n_blocks = np.bincount(key, minlength=len(bound))
+        wide = n_blocks > _MANY
+        narrow = ~wide[key]
+        cell_key, cell = self._cells.nearer(point, reach, key[narrow], block[narrow])
+        wide |= np.bincount(cell_key, minlength=len(bound)) > _DENSE * n_blocks
+        narrow = ~wide[cell_key]
+        visits = [self._visit_cells(point, cell_key[narrow], cell[narrow], upper, k)]
+        if wide.any():
+            visits.append(self._visit_blocks(point, key[wide[key]], block[wide[key]], upper, k))
+        limit = (np.sqrt(upper) + slack) ** 2
+        of_key, row = map(np.concatenate, zip(*(visit.survivors(limit) for visit in visits), strict=True))
+        order = np.argsort(of_key[row >= 0], kind="stable")
+        of_key, row = of_key[row >= 0][order], row[row >= 0][order]
         squared = squared_distances(self._rows, keys, row, of_key, self._beta)
-        return select_kth(of_key, row, squared, n_keys, k)
+        return select_kth(of_key, row, squared, len(bound), k)
 
-    def _scan(self, point: Floats64, key: Ints, block: Ints, upper: Floats64, k: int) -> _Scan:
-        """Bound the distances of visits (key, block) from below.
+    def _first_look(self, point: Floats64, run_gap: NDArray[np.float32], key: Ints, upper: Floats64, k: int) -> None:
+        """Lower `upper` [B] for the chosen keys by the rows of the cell that each is led to."""
+        run = run_gap[key].argmin(axis=1)
+        block = run * self._blocks.size + self._blocks.gap(point[key], run).argmin(axis=1)
+        cell = block * self._cells.size + self._cells.gap(point[key], block).argmin(axis=1)
+        self._visit_cells(point, key, cell, upper, k)
 
-        `upper` [B], an upper bound of the k-th smallest D^2 of each key, is lowered in place.
-        """
+    def _visit_cells(self, point: Floats64, key: Ints, cell: Ints, upper: Floats64, k: int) -> _Visits:
+        """Compare keys with cells; lower `upper` [B], an upper bound of the k-th smallest D^2, in place."""
+        left, error = self._left(point, key, cell // self._cells.size)
+        lower = np.matmul(left[:, None, :], self._cell_matrix[cell])[:, 0]
+        _lower_bound(upper, key, lower, error, k)
+        return _Visits(key, cell, lower, self._index)
+
+    def _visit_blocks(self, point: Floats64, key: Ints, block: Ints, upper: Floats64, k: int) -> _Visits:
+        """Compare keys with blocks; lower `upper` as `_visit_cells` does."""
         order = np.argsort(block, kind="stable")
         key, block = key[order], block[order]
+        left, error = self._left(point, key, block)
+        width, length = self._block_matrix.shape[1:]
+        most = max(1, _TERMS // (width * length))
+        buffer = np.empty((min(len(key), max(1, _PRODUCTS // length)), length), np.float32)
+        lower = np.empty((len(key), self._cells.size), np.float32)  # of the nearest row of each cell
+        for start in range(0, len(key), len(buffer)):
+            stop = min(start + len(buffer), len(key))
+            edges = np.flatnonzero(np.diff(block[start:stop], prepend=-1, append=-1)) + start
+            for begin, end in itertools.pairwise(edges.tolist()):
+                for first in range(begin, end, most):
+                    last = min(first + most, end)
+                    out = buffer[first - start : last - start]
+                    np.matmul(left[first:last], self._block_matrix[block[first]], out=out)
+            products = buffer[: stop - start].reshape(stop - start, _CELL, -1)
+            half = _CELL // 2
+            while half:
+                np.minimum(products[:, :half], products[:, half : 2 * half], out=products[:, :half])
+                half //= 2
+            lower[start:stop] = products[:, 0]
+        _lower_bound(upper, key, lower, error, k)
+        return _Visits(key, block, lower, self._index.reshape(-1, self._cells.size, _CELL))
+
+    def _left(self, point: Floats64, key: Ints, block: Ints) -> tuple[NDArray[np.float32], Floats64]:
+        """Return the keys' side of the products [visits, d + 2], and their error E [visits]."""
         offset = point[key] - self._centre[block]
-        square = np.einsum("pd,pd->p", offset, offset)
+        square = np.einsum("vd,vd->v", offset, offset)
         error = 2.0 * (point.shape[1] + 8) * _UNIT * (np.sqrt(square) + self._radius[block]) ** 2 + _TINY
         left = np.empty((len(key), point.shape[1] + 2), np.float32)
         left[:, :-2] = offset
         left[:, -2] = 1.0
         left[:, -1] = square - error
-        length = _GROUP * self._n_groups
-        buffer = np.empty((min(len(key), _PRODUCTS // length), length), np.float32)
-        grouped = torch.from_numpy(buffer).view(-1, self._n_groups, _GROUP)
-        lower = torch.empty(len(key), self._n_groups)
-        for start in range(0, len(key), len(buffer) or 1):
-            stop = min(start + len(buffer), len(key))
-            edges = [start, *(np.flatnonzero(np.diff(block[start:stop])) + start + 1).tolist(), stop]
-            for first, last in itertools.pairwise(edges):
-                np.matmul(left[first:last], self._matrix[block[first]], out=buffer[first - start : last - start])
-            torch.amin(grouped[: stop - start], dim=2, out=lower[start:stop])
-        kth = lower.amin(dim=1) if k == 1 else lower.kthvalue(k, dim=1).values
-        np.minimum.at(upper, key, kth.numpy().astype(np.float64) + 2.0 * error)
-        return _Scan(key, block, lower.numpy())
-
-    def _survivors(self, scans: list[_Scan], upper: Floats64) -> tuple[Ints, Ints]:
-        """Return the candidates, key and row, ordered by key, whose lower bound is at most the key's upper bound."""
-        keys, rows = [], []
-        for scan in scans:
-            visit, group = np.nonzero(scan.lower <= upper[scan.key, None])
-            keys.append(np.repeat(scan.key[visit], _GROUP))
-            rows.append(self._index[scan.block[visit], group].ravel())
-        key, row = np.concatenate(keys), np.concatenate(rows)
-        order = np.argsort(key, kind="stable")
-        order = order[row[order] >= 0]
-        return key[order], row[order]
+        return left, error
 
 
-class _Scan(NamedTuple):
+class _Visits(NamedTuple):
+    """Comparisons of keys with units (cells or blocks) of rows."""
+
     key: Ints  # [visits]
-    block: Ints  # [visits]
-    lower: NDArray[np.float32]  # [visits, groups] lower bounds of D^2 in each group of the block's rows
+    unit: Ints  # [visits]
+    lower: NDArray[np.float32]  # [visits, n] lower bounds of D^2 for the n rows, or n groups of rows, of the unit
+    rows: NDArray[np.int32]  # [units, n] or [units, n, group] their row indices; -1 where there is none
+
+    def survivors(self, limit: Floats64) -> tuple[Ints, Ints]:
+        """Return those rows, with their keys, whose lower bound does not exceed the key's limit [B]."""
+        visit, n = np.nonzero(self.lower <= limit[self.key, None])
+        row = self.rows[self.unit[visit], n]
+        return np.repeat(self.key[visit], row[0].size if len(row) else 0), row.ravel()
 
 
-class _Boxes(NamedTuple):
-    """Sets of n boxes each, in float32: half the time of float64, at an error that `error` bounds."""
+def _lower_bound(upper: Floats64, key: Ints, lower: NDArray[np.float32], error: Floats64, k: int) -> None:
+    """Lower `upper` [B] to the k-th smallest upper bound within each visit; each entry of `lower` stands for a row."""
+    if k <= lower.shape[1]:
+        kth = lower.min(axis=1) if k == 1 else np.partition(lower, k - 1, axis=1)[:, k - 1]
+        np.minimum.at(upper, key, kth + 2.0 * error)
 
-    centre: NDArray[np.float32]  # [sets, d, n]
-    half: NDArray[np.float32]  # [sets, d, n] half the length of the sides
 
-    @classmethod
-    def between(cls, low: Floats64, high: Floats64) -> _Boxes:
-        """Make boxes of their corners [sets, n, d]."""
-        both = ((low + high) / 2, (high - low) / 2)
-        return cls(*(np.ascontiguousarray(side.swapaxes(1, 2), dtype=np.float32) for side in both))
+class _Boxes:
+    """Sets of boxes, in float32: half the time of float64, at an error that `error` bounds.
+
+    Args:
+        low: [sets, size, d] one corner of each box.
+        high: [sets, size, d] the other.
+    """
+
+    def __init__(self, low: Floats64, high: Floats64) -> None:
+        self.size = low.shape[1]
+        self._centre = np.ascontiguousarray(((low + high) / 2).swapaxes(1, 2), dtype=np.float32)  # [sets, d, size]
+        self._half = np.ascontiguousarray(((high - low) / 2).swapaxes(1, 2), dtype=np.float32)
+
+    def gap(self, point: Floats64, chosen: Ints) -> NDArray[np.float32]:
+        """Return the distance [B, size] from each point to each box of its chosen set; 0 inside."""
+        gap = self._centre[chosen]
+        gap -= point.astype(np.float32)[:, :, None]
+        np.abs(gap, out=gap)
+        gap -= self._half[chosen]
+        np.maximum(gap, 0.0, out=gap)
+        squared: NDArray[np.float32] = np.einsum("bdn,bdn->bn", gap, gap)
+        return np.sqrt(squared)
+
+    def nearer(self, point: Floats64, reach: Floats64, key: Ints, chosen: Ints) -> tuple[Ints, Ints]:
+        """Return the boxes, with their keys, of each key's chosen set that are within its reach."""
+        visit, member = np.nonzero(self.gap(point[key], chosen) <= reach[key, None])
+        return key[visit], chosen[visit] * self.size + member
 
     @staticmethod
     def error(point: Floats64, reach: float) -> Floats64:
@@ -189,27 +249,19 @@ class _Boxes(NamedTuple):
         error: Floats64 = 8.0 * point.shape[1] * _UNIT * length
         return error
 
-    def gap(self, point: Floats64, chosen: Ints) -> NDArray[np.float32]:
-        """Return the distance [B, n] from each point to each box of its chosen set; 0 inside."""
-        gap = self.centre[chosen] - point.astype(np.float32)[:, :, None]
-        np.abs(gap, out=gap)
-        gap -= self.half[chosen]
-        np.maximum(gap, 0.0, out=gap)
-        squared: NDArray[np.float32] = np.einsum("bdn,bdn->bn", gap, gap)
-        return np.sqrt(squared)
 
+def _median_split(point: Floats64) -> tuple[Ints, Ints]:
+    """Halve the points at the median of their most spread coordinate until no part exceeds a cell.
 
-def _median_split(point: Floats64) -> list[Ints]:
-    """Halve the points at the median of their most spread coordinate, again and again; return the blocks' members.
-
-    Blocks that were one block before lie next to each other.
+    Returns:
+        The order [N] in which parts of parts lie next to each other, and the edges [cells + 1] of the cells in it.
     """
-    blocks: list[Ints] = [np.arange(len(point))]
-    while max(map(len, blocks)) > _BLOCK:
+    parts: list[Ints] = [np.arange(len(point))]
+    while max(map(len, parts)) > _CELL:
         halves = []
-        for member in blocks:
+        for member in parts:
             column = point[member, point[member].var(axis=0).argmax()]
             order = np.argpartition(column, len(member) // 2)
             halves += [member[order[: len(member) // 2]], member[order[len(member) // 2 :]]]
-        blocks = halves
-    return blocks
+        parts = halves
+    return np.concatenate(parts), np.cumsum([0, *map(len, parts)])

@@ -70,7 +70,7 @@ class CandidateLists(NamedTuple):
 class StateTree:
     """k-d tree over the states, from which lists are made."""
 
-    def __init__(self, states: Floats, length: int, workers: int) -> None:
+    def __init__(self, states: Floats, workers: int) -> None:
         points = Points(states, states[:, :0])
         frame = Frame(points, 1.0)
         point = frame.coordinates(points)
@@ -79,32 +79,35 @@ class StateTree:
         self._point = point[self._order]
         self._tree = cKDTree(self._point)
         self.place = np.argsort(self._order)  # of each row in that order
-        self._length = min(length, len(states))
         self._workers = workers
         self._error = frame.slack(point).max()
 
-    def lists(self) -> CandidateLists:
+    def lists(self, length: int) -> CandidateLists:
         """Make the lists of all rows."""
         n_rows = len(self._order)
-        row = np.empty((n_rows, self._length), np.int32)
-        distance = np.empty((n_rows, self._length), np.float32)
+        length = min(length, n_rows)
+        row = np.empty((n_rows, length), np.int32)
+        distance = np.empty((n_rows, length), np.float32)
         for first in range(0, n_rows, _CHUNK):
             place = np.arange(first, min(first + _CHUNK, n_rows))
             member = self._order[place]
-            row[member], distance[member] = self.nearest(place)
-        return CandidateLists(row, distance, self._length == n_rows)
+            row[member], distance[member] = self.nearest(place, length)
+        return CandidateLists(row, distance, length == n_rows)
 
-    def nearest(self, place: Ints) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Return lists and distances [n, M] of the rows at these places of the tree's order."""
-        distance, found = self._tree.query(self._point[place], k=range(1, self._length + 1), workers=self._workers)
+    def nearest(self, place: Ints, length: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return lists and distances [n, length] of the rows at these places of the tree's order."""
+        ranks = range(1, min(length, len(self._order)) + 1)
+        distance, found = self._tree.query(self._point[place], k=ranks, workers=self._workers)
         return self._order[found], np.maximum(distance - self._error, 0.0) * (1 - 5e-7)
 
 
 class CandidateSearch:
     """Candidate lists where they certify the answer, a block scan where they do not, or are not made yet.
 
-    Unless they are wanted at once, lists are made when the time already spent in scans that lists would have spared
-    exceeds the time that making them takes: at worst twice the time of the better choice known afterwards.
+    Unless they are wanted at once, lists are made when the time already spent in scans that they would have spared
+    exceeds the time that making them takes: at worst twice the time of the better choice known afterwards. Lists of
+    two are considered beside those of full length: the own row and the distance to the next state, which takes less
+    time to find, certify most keys where states lie far apart.
     """
 
     def __init__(
@@ -113,54 +116,68 @@ class CandidateSearch:
         self.n_certified = 0
         self._rows = rows
         self._beta = beta
-        self._length = length
+        self._lengths = [length] if at_once or length <= 2 else [2, length]
         self._workers = workers
+        self._cache_dir = cache_dir
         self._scan = BlockScan(rows, beta)
-        self._scan_seconds = 0.0
+        self._scan_seconds = 0.0  # in scans since lists were made last
         self._review_at = _FIRST_REVIEW_SECONDS
         self._tree: StateTree | None = None
-        self._path = None if cache_dir is None else cache_path(rows.state, length, cache_dir)
-        self._lists = None if self._path is None else load(self._path, len(rows.state), length)
+        self._lists: CandidateLists | None = None
+        if cache_dir is not None:
+            for length in self._lengths:
+                path = cache_path(rows.state, length, cache_dir)
+                self._lists = load(path, len(rows.state), length) or self._lists
         if self._lists is None and at_once:
-            self._make(StateTree(rows.state, length, workers))
+            self._make(StateTree(rows.state, workers), length)
 
     def kth_nearest(self, keys: Points, own: Ints | None, k: int) -> Kth:
         """Return row index [B] and D^2 [B] of the k-th nearest row; `own` [B] are the rows with the keys' states."""
-        if own is None or k > min(self._length, len(self._rows.state)) or self._beta == 0:
+        if own is None or self._beta == 0:
             return self._scan.kth_nearest(keys, own, k)
-        if self._lists is None:
+        if self._lists is None or k > self._lists.row.shape[1]:
             start = time.perf_counter()
             row, squared = self._scan.kth_nearest(keys, own, k)
-            self._scan_seconds += time.perf_counter() - start
-            if self._scan_seconds >= self._review_at:
-                self._review(own, squared)
+            self._spent(start, own, squared, k)
             return row, squared
         row, squared, certified = self._lists.kth_nearest(self._rows, keys, own, self._beta, k)
         left = np.flatnonzero(~certified)
-        if len(left):
-            row[left], squared[left] = self._scan.within(keys.take(left), k, squared[left])
         self.n_certified += len(own) - len(left)
+        if len(left):
+            start = time.perf_counter()
+            row[left], squared[left] = self._scan.within(keys.take(left), k, squared[left])
+            self._spent(start, own[left], squared[left], k)
         return row, squared
 
-    def _review(self, own: Ints, squared: NDArray[np.float64]) -> None:
-        """Make the lists if scans that they would have spared have cost as much, judging by the last keys' answers."""
+    def _spent(self, start: float, own: Ints, squared: NDArray[np.float64], k: int) -> None:
+        """Count the time of a scan that began at `start`; now and then, see whether (longer) lists would pay."""
+        self._scan_seconds += time.perf_counter() - start
+        made = 0 if self._lists is None else self._lists.row.shape[1]
+        lengths = [length for length in self._lengths if length > made and length >= k]
+        if self._scan_seconds < self._review_at or not lengths:
+            return
         self._review_at = 2 * self._scan_seconds
-        if self._tree is None:
-            self._tree = StateTree(self._rows.state, self._length, self._workers)
-        start = time.perf_counter()
-        _, distance = self._tree.nearest(self._tree.place[own[:_SAMPLE]])
-        seconds = (time.perf_counter() - start) / len(distance) * len(self._rows.state)
-        certified = np.sqrt(squared[: len(distance)]) < self._beta * distance[:, -1]
-        if certified.mean() * self._scan_seconds >= seconds:
-            self._make(self._tree)
-            self._tree = None
+        self._tree = self._tree or StateTree(self._rows.state, self._workers)
+        sample = self._tree.place[own[:_SAMPLE]]
+        for length in lengths:
+            start = time.perf_counter()
+            distance = self._tree.nearest(sample, length)[1][:, -1]
+            seconds = (time.perf_counter() - start) / len(sample) * len(self._rows.state)
+            certified = np.sqrt(squared[: len(sample)]) < self._beta * distance
+            if certified.mean() * self._scan_seconds >= seconds:
+                self._make(self._tree, length)
+                self._scan_seconds, self._review_at = 0.0, _FIRST_REVIEW_SECONDS
+                return
 
-    def _make(self, tree: StateTree) -> None:
+    def _make(self, tree: StateTree, length: int) -> None:
         start = time.perf_counter()
-        self._lists = tree.lists()
-        _log.info("made candidate lists of %d rows in %.1f s", len(self._rows.state), time.perf_counter() - start)
-        if self._path is not None:
-            save(self._path, self._lists)
+        self._lists = tree.lists(length)
+        seconds = time.perf_counter() - start
+        _log.info("made lists of %d candidates for %d rows in %.1f s", length, len(self._rows.state), seconds)
+        if length == self._lengths[-1]:
+            self._tree = None  # not needed again
+        if self._cache_dir is not None:
+            save(cache_path(self._rows.state, length, self._cache_dir), self._lists)
 
 
 def cache_path(states: Floats, length: int, cache_dir: Path) -> Path:
@@ -175,8 +192,8 @@ def load(path: Path, n_rows: int, length: int) -> CandidateLists | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            row, distance = file["row"], file["distance"]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            row, distance = arrays["row"], arrays["distance"]
         shape = (n_rows, min(length, n_rows))
         if row.shape != shape or distance.shape != shape or row.min() < 0 or row.max() >= n_rows:
             raise ValueError(f"its arrays are not lists of {n_rows} rows")

@@ -219,7 +219,7 @@ class _OneDNN(torch.autograd.Function):
                     torch.sum(g, 0, out=gb[e])
                 if layer > 0 and (need_x or layer > first):
                     g = _matmul_t(g, w.mT, bf16) if wide else g @ w
-                    g = torch.ops.aten.threshold_backward(g, h, 0)
+                    torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)  # in place: g is fresh
                 elif layer == 0 and grad_x is not None:
                     grad_x[e] = g @ w
                 else:

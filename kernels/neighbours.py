@@ -3,16 +3,17 @@
 What "exact" means: distances are those of the stored values, computed in float64 from explicit differences, and rows
 are ordered by (distance, row index). Among equal distances (duplicated rows occur in real data) the lowest index wins.
 The CPU back ends return the same row and the same bits of distance for every key. "triton" orders rows by distances
-rounded to float32: the row that it returns is nearest up to a factor 1 + 2^-20, and rows with equal entries tie to the
-lowest index.
+rounded to float32: its row is the nearest up to a factor 1 + (d_s + d_a + 4) 2^-23, and rows with equal entries tie to
+the lowest index.
 
 Metric: Ran et al., "Policy Regularization with Dataset Constraint for Offline Reinforcement Learning", ICML 2023.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from ._neighbours_blocks import BlockScan
 from ._neighbours_candidates import CandidateSearch
 from ._neighbours_metric import Points
 from ._neighbours_tree import JointTree
+
+if TYPE_CHECKING:
+    from ._neighbours_triton import FusedScan
 
 Backend = Literal["auto", "reference", "kdtree", "blocks", "candidates", "triton"]
 
@@ -47,12 +51,13 @@ class NeighbourIndex:
       is a dataset row, certified exact when the answer is nearer than any unlisted row can be; "blocks" answers the
       rest (and everything if beta = 0, where no state distance can certify).
     - ``"triton"``: one fused pass over all rows on a GPU, without a distance matrix.
-    - ``"auto"``: triton for rows on a CUDA device. Else lists from `cache_dir` if they are there; else blocks until the
-      time spent in them on keys that lists would certify exceeds the time that making the lists takes (estimated on
-      a sample), then candidates. The answers do not depend on when that is.
+    - ``"auto"``: triton for float32 rows on a CUDA device. On CPU lists from `cache_dir` if they are there; else blocks
+      until the time spent in them on keys that lists would certify exceeds the time that making the lists takes
+      (estimated on a sample), then candidates. The answers do not depend on when that is.
 
     Args:
-        states: [N, d_s] dataset states as the metric should see them (standardised), float32 or float64.
+        states: [N, d_s] dataset states as the metric should see them (standardised), float32 or float64. Rows are not
+            copied and must not change.
         actions: [N, d_a] dataset actions, of the same dtype and device.
         beta: weight of the state distance, >= 0. 0: the nearest action whatever its state. Large: the own row.
         backend: one of the above.
@@ -88,14 +93,17 @@ class NeighbourIndex:
         if list_length < 1 or (workers is not None and workers < 1):
             raise ValueError(f"list_length ({list_length}) and workers ({workers}) must be at least 1.")
         self.beta = float(beta)
-        self.backend: Backend = "triton" if backend == "auto" and states.is_cuda else backend
+        self.backend: Backend = _on_gpu(states) if backend == "auto" and states.is_cuda else backend
         self.n_keys = 0
         self._states = states.detach()
         self._actions = actions.detach()
-        self._search: JointTree | BlockScan | CandidateSearch | None = None
-        if self.backend in ("reference", "triton"):
+        self._search: JointTree | BlockScan | CandidateSearch | FusedScan | None = None
+        if self.backend == "reference":
             return
-        rows = Points(_numpy(self._states), _numpy(self._actions))
+        if self.backend == "triton":
+            self._search = _fused_scan(self._states, self._actions, self.beta)
+            return
+        self._rows = rows = Points(_numpy(self._states), _numpy(self._actions))
         workers = torch.get_num_threads() if workers is None else workers
         if self.backend == "kdtree":
             self._search = JointTree(rows, self.beta, workers)
@@ -134,25 +142,30 @@ class NeighbourIndex:
         """
         self._check_keys(action, row, state, k)
         batch, device = action.shape[:-1], self._states.device
-        key_action = action.detach().reshape(-1, self._actions.shape[1]).to(self._actions)
+        key_action = _float(action).reshape(-1, self._actions.shape[1]).to(device)
+        key_state = None if state is None else _float(state).reshape(-1, self._states.shape[1]).to(device)
         own = None if row is None else row.detach().reshape(-1).to(device)
-        key_state = (
-            self._states[own] if state is None else state.detach().reshape(-1, self._states.shape[1]).to(self._states)
-        )
-        if self.backend == "triton":
-            raise NotImplementedError
-        if self._search is None:
-            found, squared = _neighbours_reference.kth_nearest(
-                self._states, self._actions, key_state, key_action, self.beta, k
-            )
-        else:
-            keys = Points(_numpy(key_state), _numpy(key_action))
-            found, squared = map(
-                torch.from_numpy, self._search.kth_nearest(keys, None if own is None else _numpy(own), k)
-            )
         self.n_keys += len(key_action)
-        distance = squared.sqrt().to(action.device, action.dtype)
-        return Neighbours(found.reshape(batch).to(action.device), distance.reshape(batch))
+        if len(key_action) == 0:
+            return Neighbours(torch.empty(batch, dtype=torch.int64, device=action.device), action.new_empty(batch))
+        found, distance = self._ask(key_action, key_state, own, k)
+        return Neighbours(found.to(action.device).reshape(batch), distance.to(action).reshape(batch))
+
+    def _ask(self, action: Tensor, state: Tensor | None, own: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        """Return row [B] and D [B] for keys [B, d] on the rows' device, of which `state` or `own` is given."""
+        if isinstance(self._search, JointTree | BlockScan | CandidateSearch):
+            # In NumPy to the end: PyTorch wakes its threads even for a square root (8 ms when a core is busy).
+            row = None if own is None else _numpy(own)
+            key_state = self._rows.state[row] if state is None else _numpy(state)
+            found, squared = self._search.kth_nearest(Points(key_state, _numpy(action)), row, k)
+            return torch.from_numpy(found), torch.from_numpy(np.sqrt(squared))
+        if state is None:
+            state = self._states[own]
+        if self._search is None:
+            answer = _neighbours_reference.kth_nearest(self._states, self._actions, state, action, self.beta, k)
+        else:
+            answer = self._search.kth_nearest(state, action, k)
+        return answer[0], answer[1].sqrt()
 
     def _check_keys(self, action: Tensor, row: Tensor | None, state: Tensor | None, k: int) -> None:
         n_rows, d_s = self._states.shape
@@ -198,3 +211,20 @@ def _check_rows(states: Tensor, actions: Tensor) -> None:
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().contiguous().numpy()
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """Detach, and widen half precisions, which NumPy and Triton's columns do not share."""
+    return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+
+
+def _on_gpu(states: Tensor) -> Backend:
+    return "triton" if states.dtype == torch.float32 and find_spec("triton") else "reference"
+
+
+def _fused_scan(states: Tensor, actions: Tensor, beta: float) -> FusedScan:
+    try:
+        from ._neighbours_triton import FusedScan
+    except ImportError as error:
+        raise ImportError("backend 'triton' needs Triton; install it with: pip install 'corollary[gpu]'") from error
+    return FusedScan(states, actions, beta)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core.agent import Metrics
+from ..core.cache import computed_folder
 from ..core.config import Preset
 from ..core.dataset import Batch, Transitions
 from ..kernels.neighbours import NeighbourIndex
@@ -71,7 +72,9 @@ class PRDC(TD3Agent[PRDCConfig]):
 
     def on_data(self, data: Transitions) -> None:
         """Index the rows trained on for the nearest-neighbour search."""
-        self._neighbours = NeighbourIndex(data.obs, data.action, beta=self.config.beta)
+        self._neighbours = NeighbourIndex(
+            data.obs, data.action, beta=self.config.beta, cache_dir=computed_folder("neighbours")
+        )
         self._rows = data
 
     def penalty(self, batch: Batch, action: Tensor) -> tuple[Tensor, Metrics]:
