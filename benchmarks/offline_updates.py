@@ -143,16 +143,26 @@ def measure_products(seeds: int, steps: int) -> float:
 
 def measure_prdc(algorithm: str, rows: int, steps: int) -> float:
     """Return gradient steps per second of a whole run from scratch: td3_bc, prdc, or prdc with a tree per step."""
+    from scipy.spatial import cKDTree
+
     from corollary.core.dataset import Dataset
-    from corollary.kernels import NeighbourIndex
     from corollary.offline import PRDC, TD3BC
 
-    class TreePRDC(PRDC):
-        """PRDC that asks SciPy's tree for every key of every policy step, as the authors' code does."""
+    class Tree:
+        """SciPy's tree over (beta s, a), asked for every key of every policy step, as the authors' code does."""
 
+        def __init__(self, data: Any, beta: float) -> None:
+            self.states = beta * data.obs.numpy()
+            self.tree = cKDTree(np.hstack([self.states, data.action.numpy()]))
+
+        def query(self, action: torch.Tensor, row: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            keys = np.concatenate([self.states[row.numpy()], action.numpy()], -1)
+            distance, found = self.tree.query(keys, k=[k], workers=THREADS)
+            return torch.from_numpy(found[..., 0]), torch.from_numpy(distance[..., 0])
+
+    class TreePRDC(PRDC):
         def on_data(self, data: Any) -> None:
-            super().on_data(data)
-            self._neighbours = NeighbourIndex(data.obs, data.action, beta=self.config.beta, backend="kdtree")
+            self._rows, self._neighbours = data, Tree(data, self.config.beta)
 
     raw = hopper_like(rows)
     never = np.zeros(len(raw["rewards"]), bool)

@@ -47,13 +47,15 @@ class NeighbourIndex:
     - ``"reference"``: every key against every row in float64. Slow; what the others are tested against.
     - ``"kdtree"``: SciPy's k-d tree. Fast for keys near the data, very slow far from it.
     - ``"blocks"``: matrix products over those blocks of rows that a bound cannot rule out; at worst over all.
+      Takes about 8 N (d_s + d_a + 3) bytes beside the rows.
     - ``"candidates"``: each row's `list_length` nearest rows in state, made at the start. They answer keys whose state
       is a dataset row, certified exact when the answer is nearer than any unlisted row can be; "blocks" answers the
       rest (and everything if beta = 0, where no state distance can certify).
     - ``"triton"``: one fused pass over all rows on a GPU, without a distance matrix.
     - ``"auto"``: triton for float32 rows on a CUDA device. On CPU lists from `cache_dir` if they are there; else blocks
       until the time spent in them on keys that lists would certify exceeds the time that making the lists takes
-      (estimated on a sample), then candidates. The answers do not depend on when that is.
+      (both estimated on samples; lists of two are considered too), then candidates. The answers do not depend on when
+      that is.
 
     Args:
         states: [N, d_s] dataset states as the metric should see them (standardised), float32 or float64. Rows are not
