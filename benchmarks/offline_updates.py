@@ -242,7 +242,7 @@ def updates(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
                 if algorithm == "td3_bc":
                     rate = child(sys.executable, "products", seeds, chosen.steps)
                     row.setdefault("bare products (torch.mm)", []).append(rate)
-                print(list(found)[-1], {k: round(v[-1], 1) for k, v in row.items()}, flush=True)
+                print(f"{algorithm}, {seeds}", {k: round(v[-1], 1) for k, v in row.items()}, flush=True)
     return found
 
 
