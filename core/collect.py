@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, Protocol, cast
@@ -12,12 +11,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .dataset import ACTION_TOLERANCE, Dataset, DatasetInfo, Episode
 from .errors import ConfigError, DataError
 from .evaluation import EnvSource
+from .progress import counting_bar
 from .scores import REFERENCE_RETURNS
 
 
@@ -89,21 +87,13 @@ def collect(
     if goal < 1:
         raise ConfigError(f"collect needs at least one step or episode; got {goal}")
     made = make_env(env)
-    show = sys.stderr.isatty() if progress is None else progress
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )
+    bar = counting_bar(progress)
     try:
         recorder = _Recorder(made, policy, seed, deterministic)
         episodes: list[Episode] = []
         rows = done = 0
         with bar, isolated_generators(derived_seed(seed, _GLOBAL)):
-            task = bar.add_task(f"collecting {recorder.env_id}", total=goal)
+            task = bar.add_task(f"collecting {recorder.env_id}", total=goal, headline="")
             while done < goal:
                 episode = recorder.episode(len(episodes), None if n_steps is None else n_steps - rows)
                 episodes.append(episode)

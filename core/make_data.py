@@ -33,7 +33,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -48,14 +47,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import checkpoint
 from .collect import collect, derived_seed, isolated_generators, make_env
 from .d4rl import load_d4rl
 from .dataset import Dataset, DatasetInfo, Episode, open_hdf5
 from .errors import ConfigError, DataError, suggest
+from .progress import counting_bar
 
 logger = logging.getLogger(__name__)
 
@@ -639,16 +637,7 @@ def _complete_episodes(dataset: Dataset) -> list[Episode]:
 
 def _train(training: _Training, returns: _Returns, progress: bool | None) -> None:
     """Run training to its end, measuring each policy as it appears."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[headline]}"),
-        console=Console(stderr=True),
-        disable=not (sys.stderr.isatty() if progress is None else progress),
-    )
-    with bar:
+    with counting_bar(progress) as bar:
         recipe = training.recipe
         task = bar.add_task(f"SAC in {recipe.env_id}", total=recipe.train_steps, completed=training.step, headline="")
         while not training.finished:

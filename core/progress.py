@@ -1,4 +1,4 @@
-"""Progress of training on a terminal; silent elsewhere, where the run directory has the record."""
+"""Progress of long work on a terminal; silent elsewhere, where files have the record."""
 
 import sys
 from types import TracebackType
@@ -12,6 +12,23 @@ if TYPE_CHECKING:
     from .agent import OfflineAgent
 
 
+def counting_bar(shown: bool | None) -> RichProgress:
+    """Return a bar for counted work; its tasks have a field ``headline``, shown behind the remaining time.
+
+    Args:
+        shown: force the bar on or off; ``None`` shows it when standard error is a terminal.
+    """
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[headline]}"),
+        console=Console(stderr=True),
+        disable=not (sys.stderr.isatty() if shown is None else shown),
+    )
+
+
 class Progress:
     """A bar with the algorithm's name, steps, remaining time and the latest evaluation.
 
@@ -22,17 +39,8 @@ class Progress:
     """
 
     def __init__(self, agent: "OfflineAgent[Any]", total: int, shown: bool | None) -> None:
-        visible = sys.stderr.isatty() if shown is None else shown
         runs = f"{len(agent.seeds)} seed{'s' if len(agent.seeds) > 1 else ''}"
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[headline]}"),
-            console=Console(stderr=True),
-            disable=not visible,
-        )
+        self._bar = counting_bar(shown)
         self._task = self._bar.add_task(f"{agent.algorithm} ({runs})", total=total, completed=agent.step, headline="")
 
     def __enter__(self) -> Self:
