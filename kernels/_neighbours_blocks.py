@@ -5,8 +5,8 @@ run, and each of these has its bounding box. Unless a good upper bound of a key'
 row), a first look at the nearest cell of the nearest block of the nearest run gives one; runs, then blocks, then cells
 whose boxes are farther are out.
 
-What is left is compared by matrix products: cell by cell for keys with few cells left, whole blocks with all the keys
-that visit them for the others. In a block with centre c,
+What is left is compared by matrix products: cell by cell in blocks of which the keys have few cells left, whole blocks
+with all the keys that visit them elsewhere. In a block with centre c,
 
     |q - x|^2 = |q - c|^2 + |x - c|^2 - 2 (q - c).(x - c)
 
@@ -34,9 +34,10 @@ from ._neighbours_metric import Frame, Ints, Kth, Points, select_kth, squared_di
 _CELL = 32  # most rows of a cell, a power of two
 _CELLS = 32  # most cells of a block
 _BLOCKS = 16  # most blocks of a run
-_TIGHT = 4  # runs within reach up to which a bound needs no first look
-_MANY = 16  # blocks beyond which a key does not look at their cells
-_DENSE = 5.0  # cells per block beyond which products with whole blocks are faster
+_TIGHT = 2  # runs within reach up to which a bound needs no first look
+_MANY = 64  # blocks beyond which a key does not look at their cells
+_ALONE = 8.0  # the time of a product with a whole block is that of so many cells,
+_SHARED = 2.0  # and so many more per key
 _PRODUCTS = 2**20  # distances held at once, 4 MiB
 _TERMS = 2**18  # of one product: OpenBLAS wakes its threads for more
 _KEYS_PER_PASS = 512
@@ -119,17 +120,18 @@ class BlockScan:
         loose = np.flatnonzero((run_gap <= (np.sqrt(bound) + box_slack)[:, None]).sum(axis=1) > _TIGHT)
         self._first_look(point, run_gap, loose, upper, k)
         reach = np.sqrt(upper) + box_slack
-        near_key, run = np.nonzero(run_gap <= reach[:, None])
-        key, block = self._blocks.nearer(point, reach, near_key, run)
-        n_blocks = np.bincount(key, minlength=len(bound))
-        wide = n_blocks > _MANY
-        narrow = ~wide[key]
-        cell_key, cell = self._cells.nearer(point, reach, key[narrow], block[narrow])
-        wide |= np.bincount(cell_key, minlength=len(bound)) > _DENSE * n_blocks
-        narrow = ~wide[cell_key]
-        visits = [self._visit_cells(point, cell_key[narrow], cell[narrow], upper, k)]
-        if wide.any():
-            visits.append(self._visit_blocks(point, key[wide[key]], block[wide[key]], upper, k))
+        run_key, run = np.nonzero(run_gap <= reach[:, None])
+        visit, block = self._blocks.nearer(point, reach, run_key, run)
+        key = run_key[visit]
+        whole = (np.bincount(key, minlength=len(bound)) > _MANY)[key]
+        some = np.flatnonzero(~whole)
+        visit, cell = self._cells.nearer(point, reach, key[some], block[some])
+        visit = some[visit]
+        whole |= self._dense(block, np.bincount(visit, minlength=len(key)))
+        single = ~whole[visit]
+        visits = [self._visit_cells(point, key[visit[single]], cell[single], upper, k)]
+        if whole.any():
+            visits.append(self._visit_blocks(point, key[whole], block[whole], upper, k))
         limit = (np.sqrt(upper) + slack) ** 2
         of_key, row = map(np.concatenate, zip(*(visit.survivors(limit) for visit in visits), strict=True))
         order = np.argsort(of_key[row >= 0], kind="stable")
@@ -143,6 +145,13 @@ class BlockScan:
         block = run * self._blocks.size + self._blocks.gap(point[key], run).argmin(axis=1)
         cell = block * self._cells.size + self._cells.gap(point[key], block).argmin(axis=1)
         self._visit_cells(point, key, cell, upper, k)
+
+    def _dense(self, block: Ints, n_cells: Ints) -> NDArray[np.bool_]:
+        """Return which visits [visits] of blocks, with so many cells left in each, are faster as whole blocks."""
+        n_blocks = len(self._radius)
+        visitors = np.bincount(block[n_cells > 0], minlength=n_blocks)
+        cells = np.bincount(block, weights=n_cells, minlength=n_blocks)
+        return (cells > _ALONE + _SHARED * visitors)[block] & (n_cells > 0)
 
     def _visit_cells(self, point: Floats64, key: Ints, cell: Ints, upper: Floats64, k: int) -> _Visits:
         """Compare keys with cells; lower `upper` [B], an upper bound of the k-th smallest D^2, in place."""
@@ -226,18 +235,18 @@ class _Boxes:
 
     def gap(self, point: Floats64, chosen: Ints) -> NDArray[np.float32]:
         """Return the distance [B, size] from each point to each box of its chosen set; 0 inside."""
-        gap = self._centre[chosen]
+        gap, half = self._centre[chosen], self._half[chosen]
         gap -= point.astype(np.float32)[:, :, None]
         np.abs(gap, out=gap)
-        gap -= self._half[chosen]
-        np.maximum(gap, 0.0, out=gap)
+        np.maximum(gap, half, out=gap)  # max(x, h) - h = max(x - h, 0), but NumPy is slow with a number and an array
+        gap -= half
         squared: NDArray[np.float32] = np.einsum("bdn,bdn->bn", gap, gap)
         return np.sqrt(squared)
 
     def nearer(self, point: Floats64, reach: Floats64, key: Ints, chosen: Ints) -> tuple[Ints, Ints]:
-        """Return the boxes, with their keys, of each key's chosen set that are within its reach."""
+        """Return which boxes of the sets `chosen` are within reach of their keys [visits], each with its visit."""
         visit, member = np.nonzero(self.gap(point[key], chosen) <= reach[key, None])
-        return key[visit], chosen[visit] * self.size + member
+        return visit, chosen[visit] * self.size + member
 
     @staticmethod
     def error(point: Floats64, reach: float) -> Floats64:
@@ -256,12 +265,13 @@ def _median_split(point: Floats64) -> tuple[Ints, Ints]:
     Returns:
         The order [N] in which parts of parts lie next to each other, and the edges [cells + 1] of the cells in it.
     """
-    parts: list[Ints] = [np.arange(len(point))]
-    while max(map(len, parts)) > _CELL:
+    parts: list[tuple[Ints, Floats64]] = [(np.arange(len(point)), point)]
+    while max(len(member) for member, _ in parts) > _CELL:
         halves = []
-        for member in parts:
-            column = point[member, point[member].var(axis=0).argmax()]
-            order = np.argpartition(column, len(member) // 2)
-            halves += [member[order[: len(member) // 2]], member[order[len(member) // 2 :]]]
+        for member, its_point in parts:
+            half = len(member) // 2
+            variance = np.einsum("nd,nd->d", its_point, its_point) / len(member) - its_point.mean(axis=0) ** 2
+            order = np.argpartition(its_point[:, variance.argmax()], half)
+            halves += [(member[side], its_point[side]) for side in (order[:half], order[half:])]
         parts = halves
-    return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+    return np.concatenate([member for member, _ in parts]), np.cumsum([0, *(len(member) for member, _ in parts)])

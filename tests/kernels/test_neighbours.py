@@ -70,7 +70,8 @@ def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         "_CELLS": 4,
         "_BLOCKS": 4,
         "_MANY": 6,
-        "_DENSE": 1.5,
+        "_ALONE": 1.0,
+        "_SHARED": 1.0,
         "_PRODUCTS": 64,
         "_TERMS": 256,
     }.items():
@@ -264,7 +265,7 @@ def test_autocast_and_precision_settings_change_nothing() -> None:
 
 def test_auto_makes_lists_once_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the first review at once and lists for free they are made after one query; the answers stay the same."""
-    monkeypatch.setattr(_neighbours_candidates, "_FIRST_REVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(_neighbours_candidates, "_REVIEW_SECONDS_PER_ROW", 0.0)
     states, actions = walk(1000)
     row, action = keys_of(actions, 64, 0.05)
     expected = NeighbourIndex(states, actions, backend="reference").query(action, row=row)
