@@ -9,7 +9,6 @@ execute code.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import flush
 
 CONFIG = "config.json"
 STATE = "state.safetensors"
@@ -50,12 +50,12 @@ def write(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         new.mkdir()
         _write_file(new / STATE, blob)
         _write_file(new / CONFIG, json.dumps(described, indent=2).encode())
-        _flush_folder(new)
+        flush(new)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         new.rename(path)
-        _flush_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise CheckpointError(
@@ -116,15 +116,5 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    path.write_bytes(content)
+    flush(path)

@@ -37,6 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .columns import action_fields, as_flags, check_finite, check_successors, checked_columns, interleave
 from .errors import ConfigError, DataError, suggest
+from .files import replacing
 from .scores import normalized_score
 from .transitions import Batch, Transitions
 
@@ -588,22 +589,14 @@ class Dataset:
         `info` is JSON text.
         """
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs[FORMAT_ATTRIBUTE] = FORMAT_VERSION
-                file.attrs["fingerprint"] = self.fingerprint
-                file.attrs["info"] = self.info.to_json()
-                if self.n_actions is not None:
-                    file.attrs["n_actions"] = self.n_actions
-                for key, array in self._arrays().items():
-                    file.create_dataset(key, data=array, compression="gzip", shuffle=True)
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs[FORMAT_ATTRIBUTE] = FORMAT_VERSION
+            file.attrs["fingerprint"] = self.fingerprint
+            file.attrs["info"] = self.info.to_json()
+            if self.n_actions is not None:
+                file.attrs["n_actions"] = self.n_actions
+            for key, array in self._arrays().items():
+                file.create_dataset(key, data=array, compression="gzip", shuffle=True)
         return path
 
     @classmethod

@@ -53,6 +53,7 @@ from .collect import collect, derived_seed, isolated_generators, make_env
 from .d4rl import load_d4rl
 from .dataset import Dataset, DatasetInfo, Episode, open_hdf5
 from .errors import ConfigError, DataError, suggest
+from .files import replacing
 from .progress import counting_bar
 
 logger = logging.getLogger(__name__)
@@ -235,20 +236,12 @@ def write_d4rl(
         "action_high": dataset.action_high,
         **(metadata or {}),
     }
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for key, array in arrays.items():
-                file.create_dataset(key, data=array, compression="gzip", shuffle=True)
-            for key, value in described.items():
-                if value is not None:
-                    file[f"metadata/{key}"] = value
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for key, array in arrays.items():
+            file.create_dataset(key, data=array, compression="gzip", shuffle=True)
+        for key, value in described.items():
+            if value is not None:
+                file[f"metadata/{key}"] = value
     return path
 
 
