@@ -1,17 +1,18 @@
-"""What every offline agent is: seeds, a configuration, networks with a seed axis, and exact state.
+"""What every agent is: seeds, a configuration, networks with a seed axis, and exact state.
 
-A subclass (one file per algorithm in ``offline/``) adds its configuration, builds its networks and optimisers, and
-defines `update`. Everything here is the same for all of them: acting, saving, loading, selecting a seed.
+:class:`Agent` holds what does not depend on where experience comes from: acting, saving, loading, selecting a seed,
+the registry. :class:`~corollary.core.offline_agent.OfflineAgent` adds learning from a dataset,
+:class:`~corollary.core.online_agent.OnlineAgent` learning from an environment; a subclass (one file per algorithm)
+adds its configuration, its networks and its update.
 """
 
-import copy
 import dataclasses
 import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import gymnasium
 import numpy as np
@@ -21,17 +22,12 @@ from torch import Tensor, nn
 
 from ..kernels.streams import RandomStream, torch_generator
 from . import checkpoint
-from .config import OfflineConfig, Preset, make_config
-from .dataset import Batch, Dataset, Transitions
-from .errors import CheckpointError, ConfigError, CorollaryError, DataError, EnvironmentMismatchError, suggest
-from .networks import ActionBox, Initialisation, StackedMLP
-from .transforms import RewardTransform, StateTransform, reward_transform, state_transform
+from .config import Config, Preset, make_config
+from .errors import CheckpointError, ConfigError, suggest
+from .networks import Activation, Initialisation, StackedMLP
+from .optimisers import SeedwiseAdam
 
-if TYPE_CHECKING:
-    from .evaluation import EnvSource
-    from .fit import Callback
-
-C = TypeVar("C", bound=OfflineConfig)
+C = TypeVar("C", bound=Config)
 
 Metrics = dict[str, Tensor]
 """Named diagnostics of one update, one value per seed ``[S]``, detached, still on the device."""
@@ -39,53 +35,33 @@ Metrics = dict[str, Tensor]
 _DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What an agent must know of the dataset it learns from.
+class Problem(Protocol):
+    """What an agent must know of the task it learns: a frozen dataclass of plain data, kept in checkpoints."""
 
-    Attributes:
-        observation_dim: d_s.
-        action_low, action_high: bounds of the action box, d_a numbers each.
-        env_id: the environment the data came from, if known.
-        ref_min_score, ref_max_score: returns that score 0 and 100, if known.
-        dataset: name of the dataset.
-        fingerprint: SHA-256 of the dataset's content.
-    """
-
-    observation_dim: int
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    env_id: str | None
-    ref_min_score: float | None
-    ref_max_score: float | None
-    dataset: str
-    fingerprint: str
+    @property
+    def observation_dim(self) -> int:
+        """d_s, the width of an encoded observation."""
+        ...
 
     @property
     def action_dim(self) -> int:
-        """d_a."""
-        return len(self.action_low)
+        """d_a, the numbers in one action."""
+        ...
+
+    @property
+    def env_id(self) -> str | None:
+        """Id of the environment, if known."""
+        ...
 
 
-class OfflineAgent(ABC, Generic[C]):
-    """Base of the algorithms that learn from a :class:`~corollary.core.dataset.Dataset`.
-
-    Args:
-        seeds: how many independent runs to train together (seeds 0, 1, ...), or their seeds as a list. Seed 7 gives
-            the same run alone or among others, up to rounding of batched products.
-        preset: a name from the class's `presets`; explicit options win over it.
-        device: ``"cpu"``, ``"cuda"``, ...
-        precision: ``"float32"``; ``"bf16"`` (wide products with bfloat16 inputs, faster where the processor has
-            them, not bit-equal); ``"float64"`` for checks.
-        **options: fields of the class's configuration.
-
-    Raises:
-        ConfigError: for an unknown option or preset, or a value out of range.
-    """
+class Agent(ABC, Generic[C]):
+    """Base of all agents; its constructor's arguments are documented in the two subclasses."""
 
     algorithm: ClassVar[str]
     config_type: ClassVar[type[Any]]
     presets: ClassVar[Mapping[str, Preset]] = {}
+    action_noise: Literal["normal", "uniform"] = "normal"
+    """Distribution of the numbers that :meth:`act` turns into a sampled action."""
 
     def __init__(
         self,
@@ -106,10 +82,7 @@ class OfflineAgent(ABC, Generic[C]):
         self.dtype = _DTYPES[precision]
         self.step = 0
         self.networks = nn.ModuleDict()
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._problem: Problem | None = None
-        self._state_transform: StateTransform | None = None
-        self._reward_transform: RewardTransform | None = None
+        self.optimizers: dict[str, Any] = {}  # of torch, or SeedwiseAdam
 
     # ------------------------------------------------------------------------------- what an algorithm defines
 
@@ -117,164 +90,97 @@ class OfflineAgent(ABC, Generic[C]):
     def build(self) -> None:
         """Fill `networks` and `optimizers` for `problem`, drawing from :meth:`mlp`."""
 
+    # ------------------------------------------------------------------------------ what the two kinds define
+
+    @property
     @abstractmethod
-    def update(self, batch: Batch) -> Metrics:
-        """Take one gradient step (number ``self.step + 1``) for all seeds on a batch with leading axes ``[S, B]``."""
+    def problem(self) -> Problem:
+        """The task; raises a :class:`CorollaryError` as long as it is unknown."""
 
     @abstractmethod
-    def policy(self, obs: Tensor, noise: Tensor | None) -> Tensor:
-        """Map transformed states ``[S, n, d_s]`` to actions ``[S, n, d_a]``; `noise` ``[S, n, d_a]`` samples."""
-
-    def select_data(self, dataset: Dataset) -> Dataset:
-        """Return the part of the dataset that this algorithm learns from (all of it unless overridden)."""
-        return dataset
-
-    def on_data(self, data: Transitions) -> None:
-        """Precompute what updates need from the transformed transitions (nothing unless overridden)."""
-
-    # ----------------------------------------------------------------------------------------- learning, acting
-
-    def fit(
-        self,
-        dataset: Dataset,
-        n_steps: int,
-        *,
-        eval_env: "EnvSource | None" = None,
-        eval_every: int | None = None,
-        eval_episodes: int = 10,
-        log_every: int = 1000,
-        run_dir: str | Path | None = None,
-        save_every: int | None = None,
-        resume: bool = False,
-        progress: bool | None = None,
-        callbacks: Sequence["Callback"] = (),
-        command: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Take `n_steps` gradient steps on `dataset` for every seed; see :func:`corollary.core.fit.fit`."""
-        from .fit import fit
-
-        fit(
-            self,
-            dataset,
-            n_steps,
-            eval_env=eval_env,
-            eval_every=eval_every,
-            eval_episodes=eval_episodes,
-            log_every=log_every,
-            run_dir=run_dir,
-            save_every=save_every,
-            resume=resume,
-            progress=progress,
-            callbacks=callbacks,
-            command=command,
-        )
-        return self
-
-    def prepare(self, dataset: Dataset) -> Transitions:
-        """Choose, transform and move the data; build the networks at the first call.
-
-        The transforms' constants are measured at the first call and kept (also in checkpoints), so that further
-        training on other data stays in the coordinates that the networks know.
-
-        Raises:
-            DataError: if the dataset is not of continuous actions or does not have the shapes of the first one.
-        """
-        if dataset.action_low is None or dataset.action_high is None:
-            raise DataError(f"{self.algorithm} needs continuous actions; {dataset.info.name} has discrete ones.")
-        chosen = self.select_data(dataset)
-        raw = chosen.transitions(view=self.config.view)
-        if self._problem is None:
-            self._reward_transform = reward_transform(self.config.reward_transform, chosen)
-            self._state_transform = state_transform(self.config.state_transform, raw)
-            self._start(_problem_of(dataset))
-        elif (dataset.observation_dim, dataset.action_dim) != (
-            self.problem.observation_dim,
-            self.problem.action_dim,
-        ):
-            raise DataError(
-                f"This agent was built for {self.problem.observation_dim} observation and {self.problem.action_dim} "
-                f"action dimensions; {dataset.info.name} has {dataset.observation_dim} and {dataset.action_dim}."
-            )
-        rewards, states = (
-            cast(RewardTransform, self._reward_transform),
-            cast(StateTransform, self._state_transform),
-        )
-        data = dataclasses.replace(
-            raw, obs=states(raw.obs), next_obs=states(raw.next_obs), reward=rewards(raw.reward)
-        ).to(device=self.device, dtype=self.dtype)
-        self.on_data(data)
-        return data
-
     def act(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map raw observations ``[S, n, d_s]`` to actions ``[S, n, d_a]`` inside the action box.
+        """Map observations ``[S, n, d_s]`` as the environment gives them to actions ``[S, n, d_a]``.
 
-        With standard normal `noise` ``[S, n, d_a]`` a stochastic policy samples; a deterministic one ignores it.
+        With `noise` ``[S, n, d_a]`` (see :attr:`action_noise`) a stochastic policy samples; without, it acts
+        deterministically.
         """
-        with torch.no_grad():
-            transformed = self._states(obs.to(self.device, self.dtype))
-            return self.box.clip(self.policy(transformed, noise))
+
+    @abstractmethod
+    def is_single(self, observation: Any) -> bool:
+        """Whether this is one observation and not a batch of them; raises if it is neither."""
+
+    @abstractmethod
+    def encode(self, observations: Sequence[Any]) -> NDArray[Any]:
+        """Return n observations of single environments as rows ``[n, d_s]``."""
+
+    @abstractmethod
+    def encode_batch(self, observations: Any) -> NDArray[Any]:
+        """Return a batch of observations, in a vector environment's layout, as rows ``[n, d_s]``."""
+
+    @abstractmethod
+    def decode(self, actions: NDArray[Any]) -> Sequence[Any]:
+        """Return rows ``[n, d_a]`` as n actions of single environments."""
+
+    @abstractmethod
+    def decode_batch(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Return rows ``[n, d_a]`` as one array of n actions, a vector environment's layout."""
+
+    @abstractmethod
+    def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
+        """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces that this agent acts in."""
+
+    def normalized_score(self, returns: NDArray[np.float64], env_id: str) -> NDArray[np.float64] | None:
+        """Return normalised scores where the agent knows reference returns of this environment."""
+        return None
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Return all that `config.json` of a checkpoint says, plain data."""
+
+    @classmethod
+    @abstractmethod
+    def _from_description(cls, description: Mapping[str, Any], device: torch.device) -> Self:
+        """Make an agent with freshly built networks from its description; the caller fills in the tensors."""
+
+    @abstractmethod
+    def plain_policy(self, seed_index: int = 0) -> nn.Module:
+        """Return one seed's deterministic policy on raw observations ``[n, d_s]`` as an ordinary module."""
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """Return what the state holds beside networks and optimisers, each with the seed axis first."""
+        return {}
+
+    def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`extra_tensors` returned."""
+
+    # ------------------------------------------------------------------------------------------------- acting
 
     def predict(
         self,
-        observation: NDArray[Any],
+        observation: Any,
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[NDArray[Any], None]:
-        """Act as Stable-Baselines3's models do: ``[d_s]`` or ``[n, d_s]`` to ``(actions, None)``.
+        """Act as Stable-Baselines3's models do: one observation or a batch of them to ``(actions, None)``.
 
         The first seed's policy acts; :meth:`select` gives the others. With ``deterministic=False`` successive calls
         draw from a stream of their own that never touches training.
         """
-        obs = np.asarray(observation)
-        width = self.problem.observation_dim
-        if obs.ndim not in (1, 2) or obs.shape[-1] != width:
-            raise EnvironmentMismatchError(
-                f"predict needs observations [{width}] or [n, {width}]; got shape {obs.shape}."
-            )
-        rows = torch.tensor(obs, dtype=self.dtype).reshape(1, -1, width).expand(len(self.seeds), -1, -1)
+        single = self.is_single(observation)
+        rows = torch.tensor(self.encode([observation]) if single else self.encode_batch(observation), dtype=self.dtype)
         noise = None
         if not deterministic:
-            noise = self._predict_stream.normal(self._predictions, (rows.shape[1], self.problem.action_dim))
+            noise = self.draw_action_noise(self._predict_stream, self._predictions, len(rows))
             self._predictions += 1
-        action = self.act(rows, noise)[0].to("cpu", torch.float32).numpy()
-        return (action[0] if obs.ndim == 1 else action), None
+        acted = self.act(rows.expand(len(self.seeds), -1, -1), noise)[0].cpu()
+        actions = self.decode_batch(acted.to(torch.float32 if acted.is_floating_point() else acted.dtype).numpy())
+        return (actions[0] if single else actions), None
 
-    def select(self, index: int) -> Self:
-        """Return a copy with only the seed at position `index`: it predicts, saves and continues on its own."""
-        config, tensors = self._state()
-        if not -len(self.seeds) <= index < len(self.seeds):
-            raise IndexError(f"This agent has {len(self.seeds)} seeds; there is no position {index}.")
-        config["seeds"] = [self.seeds[index]]
-        position = index % len(self.seeds)
-        per_seed = self._per_seed_names()
-        picked = {n: (t[position : position + 1].clone() if n in per_seed else t) for n, t in tensors.items()}
-        return self._from_state(config, picked, self.device)
-
-    def normalized_score(self, returns: NDArray[np.float64], env_id: str) -> NDArray[np.float64] | None:
-        """``100 (R - R_min) / (R_max - R_min)`` with the dataset's references, if it has them for this environment."""
-        low, high = self.problem.ref_min_score, self.problem.ref_max_score
-        if low is None or high is None or env_id != self.problem.env_id:
-            return None
-        return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
-
-    def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
-        """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces of the dataset."""
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        expected = {"observation": (self.problem.observation_dim,), "action": (self.problem.action_dim,)}
-        for kind, space in (("observation", env.observation_space), ("action", env.action_space)):
-            if not isinstance(space, gymnasium.spaces.Box) or space.shape != expected[kind]:
-                raise EnvironmentMismatchError(
-                    f"{name} has {kind} space {space}, but the dataset {self.problem.dataset!r} has {kind}s of shape "
-                    f"{expected[kind]}: use the environment that the data came from"
-                    + (f" ({self.problem.env_id})." if self.problem.env_id else ".")
-                )
-        low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-        if not (np.allclose(low, self.problem.action_low) and np.allclose(high, self.problem.action_high)):
-            raise EnvironmentMismatchError(
-                f"{name} has action bounds {low.tolist()}..{high.tolist()}, but the dataset {self.problem.dataset!r} "
-                f"has {list(self.problem.action_low)}..{list(self.problem.action_high)}: rescale one of them."
-            )
+    def draw_action_noise(self, stream: RandomStream, step: int, *batch: int) -> Tensor:
+        """Draw the noise ``[S, *batch, d_a]`` that :meth:`act` samples with."""
+        draw = stream.normal if self.action_noise == "normal" else stream.uniform
+        return draw(step, (*batch, self.problem.action_dim))
 
     # -------------------------------------------------------------------------------------------- exact state
 
@@ -326,73 +232,48 @@ class OfflineAgent(ABC, Generic[C]):
     def _settings(self) -> dict[str, Any]:
         return {"seeds": self.seeds, "precision": self.precision, **dataclasses.asdict(self.config)}
 
-    def description(self) -> dict[str, Any]:
-        """Return all that `config.json` of a checkpoint says: settings, seeds, step, problem, transforms."""
-        rewards, states = self._reward_transform, self._state_transform
-        return {
-            "algorithm": self.algorithm,
-            "config": dataclasses.asdict(self.config),
-            "preset": self.preset,
-            "seeds": list(self.seeds),
-            "precision": self.precision,
-            "step": self.step,
-            "problem": dataclasses.asdict(self.problem),
-            "reward_transform": dataclasses.asdict(cast(RewardTransform, rewards)),
-            "state_transform": dataclasses.asdict(cast(StateTransform, states)),
-        }
+    def select(self, index: int) -> Self:
+        """Return a copy with only the seed at position `index`: it predicts, saves and continues on its own."""
+        config, tensors = self._state()
+        if not -len(self.seeds) <= index < len(self.seeds):
+            raise IndexError(f"This agent has {len(self.seeds)} seeds; there is no position {index}.")
+        config["seeds"] = [self.seeds[index]]
+        position = index % len(self.seeds)
+        per_seed = self._per_seed_names()
+        picked = {n: (t[position : position + 1].clone() if n in per_seed else t) for n, t in tensors.items()}
+        return self._from_state(config, picked, self.device)
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"network/{name}": t.detach() for name, t in self.networks.state_dict().items()}
         for name, optimizer in self.optimizers.items():
-            for index, parameter in enumerate(_parameters(optimizer)):
-                for key, value in optimizer.state.get(parameter, {}).items():
-                    tensors[f"optimizer/{name}/{index}/{key}"] = value
+            tensors |= {f"optimizer/{name}/{key}": t for key, t in _optimizer_tensors(optimizer).items()}
+        tensors |= {f"extra/{name}": t for name, t in self.extra_tensors().items()}
         return self.description(), tensors
 
     @classmethod
     def _from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> Self:
-        agent = cls(config["seeds"], device=device, precision=config["precision"], **config["config"])
+        agent = cls._from_description(config, device)
         agent.preset = config["preset"]
-        agent._reward_transform = RewardTransform(**config["reward_transform"])
-        agent._state_transform = StateTransform(**config["state_transform"])
-        problem = {k: tuple(v) if isinstance(v, list) else v for k, v in config["problem"].items()}
-        agent._start(Problem(**cast(dict[str, Any], problem)))
-        prefix = "network/"
-        agent.networks.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+        agent.networks.load_state_dict(_below("network/", tensors))
         for name, optimizer in agent.optimizers.items():
-            for index, parameter in enumerate(_parameters(optimizer)):
-                start = f"optimizer/{name}/{index}/"
-                state = {n[len(start) :]: t.clone() for n, t in tensors.items() if n.startswith(start)}
-                if state:
-                    optimizer.state[parameter] = {k: t.to(device) for k, t in state.items()}
+            _load_optimizer_tensors(optimizer, _below(f"optimizer/{name}/", tensors))
+        agent.load_extra_tensors(_below("extra/", tensors))
         agent.step = config["step"]
         return agent
 
     def _per_seed_names(self) -> set[str]:
         names = {f"network/{name}" for name in self.networks.state_dict()}
+        names |= {f"extra/{name}" for name in self.extra_tensors()}
         for name, optimizer in self.optimizers.items():
-            for index, _ in enumerate(_parameters(optimizer)):
-                names |= {f"optimizer/{name}/{index}/{key}" for key in ("exp_avg", "exp_avg_sq")}
+            keys = _optimizer_tensors(optimizer)
+            shared = () if isinstance(optimizer, SeedwiseAdam) else {key for key in keys if key.endswith("/step")}
+            names |= {f"optimizer/{name}/{key}" for key in keys if key not in shared}
         return names
 
     # --------------------------------------------------------------------------------------- building blocks
 
-    @property
-    def problem(self) -> Problem:
-        """The problem this agent was built for; raises a :class:`CorollaryError` before the first `fit`."""
-        if self._problem is None:
-            raise CorollaryError(f"This {type(self).__name__} has not learnt yet: call fit(dataset, n_steps) first.")
-        return self._problem
-
-    @property
-    def _states(self) -> StateTransform:
-        """The fitted state transform; raises as `problem` does."""
-        _ = self.problem
-        return cast(StateTransform, self._state_transform)
-
-    def _start(self, problem: Problem) -> None:
-        self._problem = problem
-        self.box = ActionBox(problem.action_low, problem.action_high, self.dtype).to(self.device)
+    def _begin(self) -> None:
+        """Build for the problem, now known."""
         self._predict_stream = RandomStream(self.seeds, "predict", device=self.device, dtype=self.dtype)
         self._predictions = 0
         self.build()
@@ -404,15 +285,20 @@ class OfflineAgent(ABC, Generic[C]):
         n_in: int,
         n_out: int,
         *,
+        hidden: Sequence[int] | None = None,
         members: int | None = None,
+        activation: Activation = "relu",
         init: Initialisation = "torch",
+        output_gain: float = math.sqrt(2),
     ) -> StackedMLP:
         """Make a network ``n_in - hidden... - n_out`` for every seed, initialised from the stream named `purpose`."""
         return StackedMLP(
-            (n_in, *self.config.hidden, n_out),
+            (n_in, *(self.config.hidden if hidden is None else hidden), n_out),
             [torch_generator(seed, f"init/{purpose}") for seed in self.seeds],
             members=members,
+            activation=activation,
             init=init,
+            output_gain=output_gain,
             precision="bf16" if self.precision == "bf16" else "float32",
             dtype=self.dtype,
         ).to(self.device)
@@ -421,18 +307,6 @@ class OfflineAgent(ABC, Generic[C]):
         """Return the random stream of these seeds for one purpose (noise, sampling, ...)."""
         return RandomStream(self.seeds, purpose, device=self.device, dtype=self.dtype)
 
-    def plain_policy(self, seed_index: int = 0) -> nn.Module:
-        """Return one seed's deterministic policy on raw observations ``[n, d_s]`` as an ordinary module."""
-        from .export import PlainPolicy
-
-        states = self._states
-        # A copy: moving the result to another device or dtype must not take the agent's own action box with it.
-        return copy.deepcopy(PlainPolicy(self.plain_actor(seed_index), states, self.box))
-
-    @abstractmethod
-    def plain_actor(self, seed_index: int) -> nn.Module:
-        """Return one seed's deterministic actor on transformed states as an ordinary module."""
-
     def export_onnx(self, path: str | Path, seed_index: int = 0) -> Path:
         """Write one seed's deterministic policy as ONNX; see :func:`corollary.core.export.export_onnx`."""
         from .export import export_onnx
@@ -440,13 +314,13 @@ class OfflineAgent(ABC, Generic[C]):
         return export_onnx(self, path, seed_index)
 
 
-def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> "OfflineAgent[Any]":
-    """Load a checkpoint of whatever algorithm it is; raises a :class:`CheckpointError` as `OfflineAgent.load` does."""
+def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Agent[Any]:
+    """Load a checkpoint of whatever algorithm it is; raises a :class:`CheckpointError` as `Agent.load` does."""
     config, _ = checkpoint.read(path)
     return algorithm_class(str(config.get("algorithm"))).load(path, device=device)
 
 
-def algorithm_class(name: str) -> type["OfflineAgent[Any]"]:
+def algorithm_class(name: str) -> type[Agent[Any]]:
     """Return the class registered as `name`, for instance ``"offline.prdc"`` (module ``corollary.offline.prdc``).
 
     Raises:
@@ -458,14 +332,14 @@ def algorithm_class(name: str) -> type["OfflineAgent[Any]"]:
     return known[name]
 
 
-def algorithms() -> dict[str, type["OfflineAgent[Any]"]]:
-    """Return every algorithm of the library by its name, in alphabetical order."""
-    found: dict[str, type[OfflineAgent[Any]]] = {}
-    for room in ("offline",):
+def algorithms(*rooms: str) -> dict[str, type[Agent[Any]]]:
+    """Return the algorithms of `rooms` (all of them by default) by their names, in alphabetical order."""
+    found: dict[str, type[Agent[Any]]] = {}
+    for room in rooms or ("offline", "online"):
         package = importlib.import_module(f"{__package__.rpartition('.')[0]}.{room}")
         for public in package.__all__:
             kind = getattr(package, public)
-            if isinstance(kind, type) and issubclass(kind, OfflineAgent):
+            if isinstance(kind, type) and issubclass(kind, Agent):
                 found[kind.algorithm] = kind
     return dict(sorted(found.items()))
 
@@ -508,15 +382,25 @@ def _seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
-def _problem_of(dataset: Dataset) -> Problem:
-    low, high = cast(NDArray[Any], dataset.action_low), cast(NDArray[Any], dataset.action_high)
-    return Problem(
-        observation_dim=dataset.observation_dim,
-        action_low=tuple(float(x) for x in low),
-        action_high=tuple(float(x) for x in high),
-        env_id=dataset.info.env_id,
-        ref_min_score=dataset.info.ref_min_score,
-        ref_max_score=dataset.info.ref_max_score,
-        dataset=dataset.info.name,
-        fingerprint=dataset.fingerprint,
-    )
+def _optimizer_tensors(optimizer: torch.optim.Optimizer | SeedwiseAdam) -> dict[str, Tensor]:
+    if isinstance(optimizer, SeedwiseAdam):
+        return optimizer.state_tensors()
+    return {
+        f"{index}/{key}": value
+        for index, parameter in enumerate(_parameters(optimizer))
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer_tensors(optimizer: torch.optim.Optimizer | SeedwiseAdam, tensors: Mapping[str, Tensor]) -> None:
+    if isinstance(optimizer, SeedwiseAdam):
+        optimizer.load_state_tensors(tensors)
+        return
+    for index, parameter in enumerate(_parameters(optimizer)):
+        state = _below(f"{index}/", tensors)
+        if state:
+            optimizer.state[parameter] = {key: t.to(parameter.device, copy=True) for key, t in state.items()}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

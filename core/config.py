@@ -27,12 +27,32 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineConfig:
+class Config:
+    """Base of all configurations: every field is of its annotated type.
+
+    Attributes:
+        hidden: widths of the hidden layers of every network.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        """Check types; subclasses check ranges after calling this."""
+        for f in dataclasses.fields(self):
+            self.require(f.name, _fits(getattr(self, f.name), f.type), f"of type {_name(f.type)}")
+
+    def require(self, name: str, holds: bool, allowed: str) -> None:
+        """Raise a :class:`ConfigError` naming the field, its value and the allowed range unless `holds`."""
+        if not holds:
+            raise ConfigError(f"{type(self).__name__}.{name} must be {allowed}; got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(Config):
     """What every offline algorithm shares.
 
     Attributes:
         batch_size: rows per gradient step, drawn uniformly with replacement; at least 1.
-        hidden: widths of the hidden layers of every network.
         state_transform: ``"standardize"`` is (s - mean) / (std + 1e-3) with the dataset's statistics; ``"none"``.
         reward_transform: a name of :mod:`corollary.core.transforms`, or several applied in order.
         view: ``"full"`` trains on every row with a known successor; ``"d4rl_qlearning"`` on exactly the rows that
@@ -40,22 +60,15 @@ class OfflineConfig:
     """
 
     batch_size: int = 256
-    hidden: tuple[int, ...] = (256, 256)
     state_transform: str = "standardize"
     reward_transform: str | tuple[str, ...] = "none"
     view: View = "full"
 
     def __post_init__(self) -> None:
         """Check types and ranges; subclasses check theirs after calling this."""
-        for f in dataclasses.fields(self):
-            self.require(f.name, _fits(getattr(self, f.name), f.type), f"of type {_name(f.type)}")
+        super().__post_init__()
         self.require("batch_size", self.batch_size >= 1, "at least 1")
         self.require("hidden", len(self.hidden) >= 1 and min(self.hidden) >= 1, "one or more positive widths")
-
-    def require(self, name: str, holds: bool, allowed: str) -> None:
-        """Raise a :class:`ConfigError` naming the field, its value and the allowed range unless `holds`."""
-        if not holds:
-            raise ConfigError(f"{type(self).__name__}.{name} must be {allowed}; got {getattr(self, name)!r}.")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -113,17 +126,17 @@ def parse_option(kind: type[Any], text: str) -> tuple[str, Any]:
         raise ConfigError(f"Options are written name=value; got {text!r}.")
     if name not in known:
         raise ConfigError(f"Unknown option {name!r}; {kind.__name__} has {', '.join(known)}.{suggest(name, known)}")
-    return name, _convert(name, raw, known[name].default)
+    return name, _convert(name, raw, known[name].default, known[name].type)
 
 
-def _convert(name: str, raw: str, default: Any) -> Any:
+def _convert(name: str, raw: str, default: Any, kind: Any) -> Any:
     if raw.lower() in ("none", "null") and not isinstance(default, str):
         return None
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[raw.lower()]
         if isinstance(default, tuple):
-            element = type(default[0]) if default else str
+            element = typing.get_args(kind)[0]
             return tuple(element(part) for part in raw.strip("()[]").split(",") if part)
         if isinstance(default, str):
             parts = tuple(part for part in raw.split("+") if part)

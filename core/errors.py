@@ -24,6 +24,10 @@ class EnvironmentMismatchError(CorollaryError):
     """An environment whose spaces differ from those that an agent or dataset was made for."""
 
 
+class GuaranteeError(CorollaryError):
+    """A bound that an algorithm promises and that a run has broken."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name nearest to `name`, or ``""`` when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -14,7 +14,7 @@ from ..kernels.streams import RandomStream
 from .errors import CorollaryError, EnvironmentMismatchError
 
 if TYPE_CHECKING:
-    from .agent import OfflineAgent
+    from .agent import Agent
 
 EnvSource = str | gymnasium.Env[Any, Any] | Callable[[], gymnasium.Env[Any, Any]]
 
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 def evaluate(
-    agent: "OfflineAgent[Any]",
+    agent: "Agent[Any]",
     env: EnvSource,
     episodes: int = 10,
     *,
@@ -105,7 +105,7 @@ def evaluate(
     )
 
 
-def check_environment(agent: "OfflineAgent[Any]", env: EnvSource) -> None:
+def check_environment(agent: "Agent[Any]", env: EnvSource) -> None:
     """Raise what :func:`evaluate` would raise about the environment's spaces, without playing an episode."""
     made = _make(env)
     try:
@@ -126,7 +126,7 @@ def _make(env: EnvSource) -> gymnasium.Env[Any, Any]:
 
 
 def _play(
-    agent: "OfflineAgent[Any]",
+    agent: "Agent[Any]",
     pool: Sequence[gymnasium.Env[Any, Any]],
     jobs: list[tuple[int, int]],
     first_seed: int,
@@ -173,24 +173,24 @@ def _play(
 
 
 def _act(
-    agent: "OfflineAgent[Any]",
+    agent: "Agent[Any]",
     playing: Sequence[tuple[gymnasium.Env[Any, Any], int, int]],
     observations: Sequence[NDArray[Any]],
     stream: RandomStream | None,
     round_: int,
-) -> NDArray[Any]:
+) -> Sequence[Any]:
     """Return one action per playing environment from one batched call: rows are grouped by policy and padded."""
     rows_of: list[list[int]] = [[] for _ in agent.seeds]
     for row, (_, seed_index, _) in enumerate(playing):
         rows_of[seed_index].append(row)
-    stacked = np.asarray(observations)
+    stacked = agent.encode(observations)
     width = max(len(rows) for rows in rows_of)
     padded = np.zeros((len(agent.seeds), width, *stacked.shape[1:]), stacked.dtype)
     for seed_index, rows in enumerate(rows_of):
         padded[seed_index, : len(rows)] = stacked[rows]
-    noise = None if stream is None else stream.normal(round_, (width, agent.problem.action_dim))
+    noise = None if stream is None else agent.draw_action_noise(stream, round_, width)
     acted = agent.act(torch.as_tensor(padded), noise).cpu().numpy()
     actions = np.empty((len(playing), *acted.shape[2:]), acted.dtype)
     for seed_index, rows in enumerate(rows_of):
         actions[rows] = acted[seed_index, : len(rows)]
-    return actions
+    return agent.decode(actions)

@@ -1,6 +1,7 @@
 """Policies for use elsewhere: one seed's deterministic policy as a plain module and as ONNX."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +10,15 @@ from torch import Tensor, nn
 
 from .errors import CorollaryError
 from .networks import ActionBox
-from .transforms import StateTransform
 
 if TYPE_CHECKING:
-    from .agent import OfflineAgent
+    from .agent import Agent
 
 
 class PlainPolicy(nn.Module):
-    """Raw observations ``[n, d_s]`` to actions ``[n, d_a]``: state transform, actor, clip to the box."""
+    """Raw observations ``[n, d_s]`` to actions: a fixed map of the observation, the actor, a clip to the box if any."""
 
-    def __init__(self, actor: nn.Module, states: StateTransform, box: ActionBox) -> None:
+    def __init__(self, actor: nn.Module, states: Callable[[Tensor], Tensor], box: ActionBox | None) -> None:
         super().__init__()
         self.states = states
         self.actor = actor
@@ -26,10 +26,11 @@ class PlainPolicy(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Map raw observations to actions."""
-        return self.box.clip(self.actor(self.states(obs)))
+        action: Tensor = self.actor(self.states(obs))
+        return action if self.box is None else self.box.clip(action)
 
 
-def export_onnx(agent: "OfflineAgent[Any]", path: str | Path, seed_index: int = 0) -> Path:
+def export_onnx(agent: "Agent[Any]", path: str | Path, seed_index: int = 0) -> Path:
     """Write one seed's deterministic policy as an ONNX model.
 
     The model has one input ``observation [n, d_s]`` (raw, float32) and one output ``action [n, d_a]``; n is free.

@@ -12,10 +12,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .dataset import Dataset, DatasetInfo, Episode, prefixed
 from .errors import DataError
+from .spaces import flatten_steps
 
 _RECORDED = ("minari_version", "algorithm_name", "author", "code_permalink", "num_episodes_average_score")
 
@@ -78,56 +79,6 @@ def from_minari(dataset: Any, name: str | None = None) -> Dataset:
                 )
         info = _info(dataset, name, both_flags)
         return Dataset.from_episodes(episodes, **_action_arguments(action_space), info=info)
-
-
-def flatten_steps(space: gymnasium.Space[Any] | None, steps: Any) -> ArrayLike:
-    """Flatten T recorded values of `space` as `gymnasium.spaces.flatten` does each one.
-
-    Args:
-        space: Box, MultiBinary, Discrete, MultiDiscrete, or a Dict or Tuple of these; None takes arrays as
-            they are.
-        steps: the values in Minari's layout: arrays with a leading axis T, inside dicts and tuples as in
-            `space`.
-
-    Returns:
-        ``[T, d]``, or the array itself, ``[T, *shape]``, where the whole space is a Box or None.
-
-    Raises:
-        DataError: a space without a fixed-size vector form, or values that do not fit it.
-    """
-    if space is None or isinstance(space, spaces.Box):
-        if isinstance(steps, dict | tuple):
-            raise DataError("observations are dicts or tuples, but the dataset has no such observation_space")
-        return np.asarray(steps)
-    return _flat(space, steps)
-
-
-def _flat(space: gymnasium.Space[Any], steps: Any) -> NDArray[Any]:
-    if isinstance(space, spaces.Dict):
-        missing = [key for key in space.spaces if not isinstance(steps, dict) or key not in steps]
-        if missing:
-            raise DataError(f"observations lack the entry {missing[0]!r} of their Dict space")
-        return np.concatenate([_flat(part, steps[key]) for key, part in space.spaces.items()], axis=1)
-    if isinstance(space, spaces.Tuple):
-        if len(steps) != len(space.spaces):
-            raise DataError(f"observations have {len(steps)} entries, their Tuple space {len(space.spaces)}")
-        return np.concatenate([_flat(part, step) for part, step in zip(space.spaces, steps, strict=True)], axis=1)
-    array = np.asarray(steps)
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return array.reshape(len(array), -1)
-    if isinstance(space, spaces.Discrete):
-        return _one_hot(array.reshape(-1) - space.start, int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        values = (array - space.start).reshape(len(array), -1)
-        return np.concatenate([_one_hot(v, int(n)) for v, n in zip(values.T, space.nvec.ravel(), strict=True)], axis=1)
-    raise DataError(f"observations of {type(space).__name__} spaces have no fixed-size vector form")
-
-
-def _one_hot(values: NDArray[Any], n: int) -> NDArray[np.float32]:
-    if ((values < 0) | (values >= n)).any():
-        raise DataError(f"observations hold a discrete value outside its {n} possible ones")
-    encoded: NDArray[np.float32] = np.eye(n, dtype=np.float32)[values]
-    return encoded
 
 
 def _actions(space: gymnasium.Space[Any] | None, actions: Any) -> NDArray[Any]:

@@ -8,28 +8,31 @@ Axes: ``S`` seeds, ``M`` members of an ensemble, ``B`` batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.mlp import mlp
+from ..kernels.mlp import Activation as Activation
+from ..kernels.mlp import Backend, mlp, mlp_vjp
 from .distributions import DiagonalGaussian
 
 Initialisation = Literal["torch", "orthogonal"]
 
 
 class StackedMLP(nn.Module):
-    """``S`` seeds (times `members`) of a ReLU multilayer perceptron ``n_in - hidden... - n_out``.
+    """``S`` seeds (times `members`) of a multilayer perceptron ``n_in - hidden... - n_out``, linear in the last layer.
 
     Args:
         sizes: widths of input, hidden layers and output.
         generators: one per seed; layer by layer (member by member) weight then bias are drawn from it.
         members: size M of the ensemble axis, or ``None`` for no such axis.
+        activation: of the hidden layers.
         init: ``"torch"`` is ``nn.Linear``'s own, W and b from U(-1/sqrt(n_in), 1/sqrt(n_in)); ``"orthogonal"`` has
-            gain sqrt(2) in every layer and zero biases.
+            gain sqrt(2) in the hidden layers, `output_gain` in the last, and zero biases.
+        output_gain: with 0.01 a policy starts almost the same in every state, 1 suits a value; no part of ``"torch"``.
         precision: ``"bf16"`` rounds the inputs of wide products (see :mod:`corollary.kernels.mlp`).
     """
 
@@ -39,19 +42,23 @@ class StackedMLP(nn.Module):
         generators: Sequence[torch.Generator],
         *,
         members: int | None = None,
+        activation: Activation = "relu",
         init: Initialisation = "torch",
+        output_gain: float = math.sqrt(2),
         precision: Literal["float32", "bf16"] = "float32",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.members = members
+        self.activation = activation
         self.precision = precision
         weights: list[list[Tensor]] = [[] for _ in sizes[1:]]
         biases: list[list[Tensor]] = [[] for _ in sizes[1:]]
         for generator in generators:
             for _ in range(members or 1):
                 for layer, (n_in, n_out) in enumerate(pairwise(sizes)):
-                    weight, bias = initial_linear(n_in, n_out, generator, init)
+                    gain = output_gain if layer == len(sizes) - 2 else math.sqrt(2)
+                    weight, bias = initial_linear(n_in, n_out, generator, init, gain)
                     weights[layer].append(weight)
                     biases[layer].append(bias)
         lead = (len(generators),) if members is None else (len(generators), members)
@@ -61,51 +68,80 @@ class StackedMLP(nn.Module):
 
         self.weights = nn.ParameterList([stacked(layer) for layer in weights])
         self.biases = nn.ParameterList([stacked(layer) for layer in biases])
+        # A ParameterList takes microseconds per entry to read, which a small network's step would feel.
+        self._layers = tuple(self.weights), tuple(self.biases)
 
-    def forward(self, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, x: Tensor, masks: Sequence[Tensor] = (), *, backend: Backend = "auto") -> Tensor:
         """Map ``[S, B, n_in]`` to ``[S, B, n_out]``, or ``[S, M, B, n_out]`` with an ensemble axis.
 
         `masks` (no ensemble axis), one ``[S, B, width]`` per hidden layer, multiply the layers' outputs: dropout.
+        `backend` ``"reference"`` is differentiable any number of times (see :mod:`corollary.kernels.mlp`).
         """
-        weights, biases = list(self.weights), list(self.biases)
+        weights, biases = self._layers
         if masks:
+            activation = torch.relu if self.activation == "relu" else torch.tanh
             for weight, bias, mask in zip(weights, biases, masks, strict=False):
-                x = torch.relu(mlp(x, [weight], [bias], precision=self.precision)) * mask
-            return mlp(x, weights[-1:], biases[-1:], precision=self.precision)
-        if self.members is None:
-            return mlp(x, weights, biases, precision=self.precision)
-        flat = x.unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)
-        flat_weights, flat_biases = [w.flatten(0, 1) for w in weights], [b.flatten(0, 1) for b in biases]
-        outputs = mlp(flat, flat_weights, flat_biases, precision=self.precision)
-        return outputs.view(-1, self.members, *outputs.shape[1:])
+                x = activation(self._mlp(x, [weight], [bias], backend)) * mask
+            return self._mlp(x, weights[-1:], biases[-1:], backend)
+        return self._outputs(x, weights, biases, backend)
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """Evaluate a network without ensemble axis; also return the map from output to parameter gradients.
+
+        The gradients come in the order of :meth:`parameters`; see :func:`corollary.kernels.mlp.mlp_vjp`.
+        """
+        return mlp_vjp(x, *self._layers, activation=self.activation)
+
+    def constant(self, x: Tensor) -> Tensor:
+        """Evaluate like :meth:`forward`, the parameters held constant: gradients flow into `x` alone."""
+        return self._outputs(x, [w.detach() for w in self.weights], [b.detach() for b in self.biases], "auto")
 
     def member(self, x: Tensor, index: int) -> Tensor:
         """Evaluate one ensemble member, ``[S, B, n_in]`` to ``[S, B, n_out]``, its parameters held constant."""
         weights = [w[:, index].detach() for w in self.weights]
         biases = [b[:, index].detach() for b in self.biases]
-        return mlp(x, weights, biases, precision=self.precision)
+        return self._mlp(x, weights, biases, "auto")
+
+    def _outputs(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], backend: Backend) -> Tensor:
+        if self.members is None:
+            return self._mlp(x, weights, biases, backend)
+        flat = x.unsqueeze(1).expand(-1, self.members, -1, -1).flatten(0, 1)
+        flat_weights, flat_biases = [w.flatten(0, 1) for w in weights], [b.flatten(0, 1) for b in biases]
+        outputs = self._mlp(flat, flat_weights, flat_biases, backend)
+        return outputs.view(-1, self.members, *outputs.shape[1:])
+
+    def _mlp(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], backend: Backend) -> Tensor:
+        return mlp(x, weights, biases, activation=self.activation, backend=backend, precision=self.precision)
 
     def plain(self, seed_index: int) -> nn.Sequential:
-        """Return one seed's network as ordinary ``nn.Linear`` and ``nn.ReLU`` modules (for export)."""
+        """Return one seed's network as ordinary ``nn.Linear`` and activation modules (for export)."""
         if self.members is not None:
             raise ValueError("Only a network without an ensemble axis has a plain form.")
+        activation = nn.ReLU if self.activation == "relu" else nn.Tanh
         layers: list[nn.Module] = []
         for w, b in zip(self.weights, self.biases, strict=True):
             linear = nn.Linear(w.shape[2], w.shape[1], dtype=w.dtype, device=w.device)
             with torch.no_grad():
                 linear.weight.copy_(w[seed_index])
                 linear.bias.copy_(b[seed_index])
-            layers += [linear, nn.ReLU()]
+            layers += [linear, activation()]
         return nn.Sequential(*layers[:-1])
 
 
 def initial_linear(
-    n_in: int, n_out: int, generator: torch.Generator, init: Initialisation = "torch"
+    n_in: int,
+    n_out: int,
+    generator: torch.Generator,
+    init: Initialisation = "torch",
+    gain: float = math.sqrt(2),
 ) -> tuple[Tensor, Tensor]:
-    """Draw the weight ``[n_out, n_in]`` and bias ``[n_out]`` of one layer, as ``nn.Linear`` does for ``"torch"``."""
+    """Draw the weight ``[n_out, n_in]`` and bias ``[n_out]`` of one layer, as ``nn.Linear`` does for ``"torch"``.
+
+    `gain` is that of ``"orthogonal"``: the factor on a matrix with orthonormal rows or columns.
+    """
     weight, bias = torch.empty(n_out, n_in), torch.zeros(n_out)
     if init == "orthogonal":
-        nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
+        nn.init.orthogonal_(weight, gain, generator=generator)
     else:
         bound = 1 / math.sqrt(n_in)
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
@@ -133,8 +169,14 @@ class ActionBox(nn.Module):
         """Map ``[..., d_a]`` from (-1, 1) into the box."""
         return self.centre + self.half_range * unit
 
+    def unit(self, action: Tensor) -> Tensor:
+        """Map ``[..., d_a]`` from a bounded box to [-1, 1], the inverse of :meth:`forward`."""
+        return (action - self.centre) / self.half_range
+
     def clip(self, action: Tensor, margin: float = 0.0) -> Tensor:
         """Clip ``[..., d_a]`` to the box, or `margin` half-ranges inside it."""
+        if margin == 0:  # half_range is infinite where the box has no bounds
+            return torch.clamp(action, self.low, self.high)
         inset = margin * self.half_range  # from the bounds, which centre + half_range misses by a rounding
         return torch.clamp(action, self.low + inset, self.high - inset)
 
@@ -196,6 +238,10 @@ class Critics(nn.Module):
         """Evaluate ``Q_1(s, a)`` as ``[S, B]`` with the critic held constant: the policy loss's view of it."""
         return self.net.member(torch.cat([obs, action], -1), 0).squeeze(-1)
 
+    def constant(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Evaluate like :meth:`forward`, the critics held constant: gradients flow into the action alone."""
+        return self.net.constant(torch.cat([obs, action], -1)).squeeze(-1)
+
 
 class ValueNetwork(nn.Module):
     """State values ``V(s)`` for every seed."""
@@ -207,6 +253,11 @@ class ValueNetwork(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """Map ``[S, B, d_s]`` to values ``[S, B]``."""
         return self.net(obs).squeeze(-1)  # type: ignore[no-any-return]
+
+    def vjp(self, obs: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+        """Return values ``[S, B]`` and the map from a loss's derivative in them to that in the parameters."""
+        outputs, pull = self.net.vjp(obs)
+        return outputs.squeeze(-1), lambda gradient: pull(gradient.unsqueeze(-1))
 
 
 @torch.no_grad()

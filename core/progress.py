@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
-    from .agent import OfflineAgent
+    from .agent import Agent
 
 
 def counting_bar(shown: bool | None) -> RichProgress:
@@ -38,7 +38,7 @@ class Progress:
         shown: force the bar on or off; ``None`` shows it when standard error is a terminal.
     """
 
-    def __init__(self, agent: "OfflineAgent[Any]", total: int, shown: bool | None) -> None:
+    def __init__(self, agent: "Agent[Any]", total: int, shown: bool | None) -> None:
         runs = f"{len(agent.seeds)} seed{'s' if len(agent.seeds) > 1 else ''}"
         self._bar = counting_bar(shown)
         self._task = self._bar.add_task(f"{agent.algorithm} ({runs})", total=total, completed=agent.step, headline="")

@@ -54,7 +54,8 @@ class Row:
         score_name: Unit of the scores: ``"normalised score"`` or ``"return"``.
         last: IQM over runs of the last score, with its 95 % bootstrap interval.
         best: The same of each run's best score, which is selected and hence biased upwards.
-        updates_per_second: Gradient steps per second of one run directory, all its seeds advancing together
+        steps_per_second: Steps per second (gradient steps offline, environment steps online) of one run directory,
+            all its seeds advancing together
             (median over log lines, then over directories); nan if no metrics were logged.
     """
 
@@ -66,7 +67,7 @@ class Row:
     score_name: str
     last: Interval
     best: Interval
-    updates_per_second: float
+    steps_per_second: float
 
 
 def summarise(runs: Sequence[Run]) -> list[Row]:
@@ -81,7 +82,7 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
 
 def _row(group: Group) -> Row:
     steps = [run.last_step for run, _ in group.members]
-    rates = [float(np.median(run.updates_per_second_L)) for run in group.runs if run.updates_per_second_L.size]
+    rates = [float(np.median(run.steps_per_second_L)) for run in group.runs if run.steps_per_second_L.size]
     return Row(
         algorithm=group.label,
         task=group.task,
@@ -91,7 +92,7 @@ def _row(group: Group) -> Row:
         score_name=group.score_name,
         last=_interval(group.last_scores()),
         best=_interval(group.best_scores()),
-        updates_per_second=float(np.median(rates)) if rates else float("nan"),
+        steps_per_second=float(np.median(rates)) if rates else float("nan"),
     )
 
 
@@ -118,7 +119,7 @@ def format_table(rows: Sequence[Row], style: TableStyle = "text", width: int | N
         raise ConfigError(f"Table style {style!r} is not one of {', '.join(styles)}.{suggest(style, styles)}")
     tasks = dict.fromkeys(f"{row.task}: {row.score_name}" for row in rows)
     title = next(iter(tasks)) if len(tasks) == 1 else ""
-    header = ["algorithm", "runs", "steps", "last: IQM [95 %]", "best*: IQM [95 %]", "updates/s"]
+    header = ["algorithm", "runs", "steps", "last: IQM [95 %]", "best*: IQM [95 %]", "steps/s"]
     cells = [[r.algorithm, str(r.runs), _steps(r), str(r.last), str(r.best), _rate(r)] for r in rows]
     n_names = 1 if title else 2
     if not title:
@@ -179,7 +180,7 @@ def _steps(row: Row) -> str:
 
 
 def _rate(row: Row) -> str:
-    rate = row.updates_per_second
+    rate = row.steps_per_second
     return "-" if np.isnan(rate) else f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
@@ -354,7 +355,7 @@ def _headline_section(runs: Sequence[Run], scores: ScoresByLabel, groups: Sequen
     if not rows:
         return join(element("h2", "Scores"), element("p", "No run has an evaluation."))
     header = _head(
-        ("algorithm", "last score, IQM [95 %]", "best score, selected", "runs", "steps", "updates/s"),
+        ("algorithm", "last score, IQM [95 %]", "best score, selected", "runs", "steps", "steps/s"),
         number=slice(1, None),
         selected=2,
     )

@@ -2,11 +2,14 @@
 
 ======================  ================================================================================
 ``run.json``            the card: algorithm, config, seeds, dataset, transforms, versions, command, ...
-``metrics.jsonl``       one line per log interval: ``{"step", "seconds", "updates_per_second", "metrics"}``;
+``metrics.jsonl``       one line per log interval: ``{"step", "seconds", "steps_per_second", "metrics"}``;
                         each metric holds one value per seed
 ``evaluations.jsonl``   one line per evaluation: ``{"step", "seconds", "env_id", "episode_seeds", "returns",
                         "lengths", "scores"}``; every episode of every seed, ``[S, E]``; scores may be null
-``tensorboard/``        a mirror of both when TensorBoard is installed, one sub-folder per seed; never read
+``episodes.jsonl``      one line per training episode of an online run: ``{"step", "seed", "return", "length"}``, raw
+                        rewards, with the policy as it explored; absent offline
+``tensorboard/``        a mirror of the first two logs when TensorBoard is installed, one sub-folder per seed; never
+                        read
 ``checkpoint/``         the state, written by the agent
 ======================  ================================================================================
 
@@ -21,7 +24,6 @@ statistics count. Axes: ``S`` seeds, ``E`` episodes, ``L`` log lines, ``V`` eval
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,14 +39,15 @@ import torch
 
 from .errors import ConfigError, DataError
 from .evaluation import Evaluation
+from .files import replacing
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Card: TypeAlias = Mapping[str, Any]
 
-CARD, METRICS, EVALUATIONS = "run.json", "metrics.jsonl", "evaluations.jsonl"
+CARD, METRICS, EVALUATIONS, EPISODES = "run.json", "metrics.jsonl", "evaluations.jsonl", "episodes.jsonl"
 _REQUIRED = ("algorithm", "config", "seeds")
 # A resumed run must be the same run: these parts of the card may not differ from those on disk.
-_IDENTITY = ("algorithm", "config", "seeds", "precision", "dataset.fingerprint")
+_IDENTITY = ("algorithm", "config", "seeds", "precision", "dataset.fingerprint", "env_id")
 
 
 def versions() -> dict[str, str]:
@@ -106,10 +109,11 @@ class RunWriter:
             self._resume(card, resume_step)
         self._metrics = (self.path / METRICS).open("a", encoding="utf-8", newline="\n")
         self._evaluations = (self.path / EVALUATIONS).open("a", encoding="utf-8", newline="\n")
+        self._episodes: Any = None
         self._mirrors = _tensorboard_writers(self.path, self._seeds, resume_step)
 
     def _start(self, card: dict[str, Any]) -> None:
-        if any((self.path / name).exists() for name in (CARD, METRICS, EVALUATIONS)):
+        if any((self.path / name).exists() for name in (CARD, METRICS, EVALUATIONS, EPISODES)):
             raise ConfigError(
                 f"{self.path} already holds a run: continue it by resuming, or choose another run directory."
             )
@@ -128,21 +132,23 @@ class RunWriter:
         resumed = {key: card[key] for key in ("created", "command", "versions") if key in card}
         old |= {key: card[key] for key in ("n_steps",) if key in card}
         old["resumed"] = [*old.get("resumed", ()), {"step": step, **resumed}]
-        for name in (METRICS, EVALUATIONS):
+        for name in (METRICS, EVALUATIONS, EPISODES):
+            if name == EPISODES and not (self.path / name).exists():
+                continue
             kept = [line for line in _read_lines(self.path / name) if line["step"] <= step]
             _write_atomically(self.path / name, "".join(_json(line) + "\n" for line in kept))
-            self._seconds_before = max([self._seconds_before, *(line["seconds"] for line in kept)])
+            self._seconds_before = max([self._seconds_before, *(line.get("seconds", 0.0) for line in kept)])
         _write_atomically(self.path / CARD, _json(old, indent=2) + "\n")
 
     def log_metrics(
-        self, step: int, seconds: float, updates_per_second: float, metrics: Mapping[str, npt.ArrayLike]
+        self, step: int, seconds: float, steps_per_second: float, metrics: Mapping[str, npt.ArrayLike]
     ) -> None:
         """Append one line to `metrics.jsonl`.
 
         Args:
-            step: Gradient steps taken so far.
+            step: Steps taken so far: gradient steps offline, environment steps per seed online.
             seconds: Wall-clock seconds since this process started or resumed training.
-            updates_per_second: Gradient steps per second since the last line; one step updates all S seeds.
+            steps_per_second: Steps per second since the last line; one step moves all S seeds.
             metrics: Per name one value per seed, ``[S]``, or one number that all seeds share.
 
         Raises:
@@ -159,7 +165,7 @@ class RunWriter:
         line = {
             "step": int(step),
             "seconds": self._seconds_before + float(seconds),
-            "updates_per_second": float(updates_per_second),
+            "steps_per_second": float(steps_per_second),
         }
         self._append(self._metrics, line | {"metrics": {name: value.tolist() for name, value in values.items()}})
         self._mirror(step, values)
@@ -168,7 +174,7 @@ class RunWriter:
         """Append one line to `evaluations.jsonl`: every episode of every seed, never only an average.
 
         Args:
-            step: Gradient steps taken so far.
+            step: Steps taken so far: gradient steps offline, environment steps per seed online.
             seconds: Wall-clock seconds since this process started or resumed training.
             evaluation: Returns, lengths and, where references exist, normalised scores, each ``[S, E]``.
 
@@ -196,6 +202,21 @@ class RunWriter:
         means = {"evaluation/return": evaluation.mean_return, "evaluation/score": evaluation.mean_score}
         self._mirror(step, {name: values for name, values in means.items() if values is not None})
 
+    def log_episodes(self, step: int, episodes: Iterable[tuple[int, float, int]]) -> None:
+        """Append one line to `episodes.jsonl` for each training episode that ended.
+
+        Args:
+            step: Environment steps per seed taken so far.
+            episodes: Index of the seed, undiscounted return and length of each.
+        """
+        for seed_index, episode_return, length in episodes:
+            if self._episodes is None:
+                self._episodes = (self.path / EPISODES).open("a", encoding="utf-8", newline="\n")
+            line = {"step": int(step), "seed": self._seeds[seed_index]}
+            self._episodes.write(_json(line | {"return": float(episode_return), "length": int(length)}) + "\n")
+        if self._episodes is not None:
+            self._episodes.flush()
+
     @staticmethod
     def _append(file: Any, line: Mapping[str, Any]) -> None:
         file.write(_json(line) + "\n")
@@ -210,6 +231,8 @@ class RunWriter:
         """Close the files. Calling it again does nothing."""
         self._metrics.close()
         self._evaluations.close()
+        if self._episodes is not None:
+            self._episodes.close()
         for writer in self._mirrors:
             writer.close()
 
@@ -278,12 +301,8 @@ def _strict(value: Any) -> Any:
 
 def _write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`, so that a kill leaves the old file or the new one."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
 # --- Reading.
@@ -291,7 +310,7 @@ def _write_atomically(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One line of `evaluations.jsonl`: the gradient step, the seconds of training, and what came out."""
+    """One line of `evaluations.jsonl`: the step, the seconds of training, and what came out."""
 
     step: int
     seconds: float
@@ -307,7 +326,7 @@ class Run:
         card: The content of `run.json`.
         steps_L: Step of each line of `metrics.jsonl`.
         seconds_L: Seconds of training at each line.
-        updates_per_second_L: Gradient steps per second before each line.
+        steps_per_second_L: Steps per second before each line.
         metrics: Per name ``[L, S]``; nan on lines without that metric.
         logged: Per name ``[L]``, which lines have that metric; elsewhere nan is what was written.
         evaluations: The V evaluations in order.
@@ -317,7 +336,7 @@ class Run:
     card: Card
     steps_L: npt.NDArray[np.int64]
     seconds_L: FloatArray
-    updates_per_second_L: FloatArray
+    steps_per_second_L: FloatArray
     metrics: Mapping[str, FloatArray]
     logged: Mapping[str, npt.NDArray[np.bool_]]
     evaluations: tuple[EvaluationRecord, ...]
@@ -337,7 +356,7 @@ class Run:
         seconds_L, rates_L = np.empty(len(lines)), np.empty(len(lines))
         for row, line in enumerate(lines):
             with _naming_line(path / METRICS, row + 1):
-                seconds_L[row], rates_L[row] = float(line["seconds"]), float(line["updates_per_second"])
+                seconds_L[row], rates_L[row] = float(line["seconds"]), float(line["steps_per_second"])
                 for name, values in line["metrics"].items():
                     if name not in metrics:
                         metrics[name] = np.full((len(lines), n_seeds), np.nan)

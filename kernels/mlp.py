@@ -1,34 +1,51 @@
 r"""Multilayer perceptrons over a batch of members: one network per seed and per critic, evaluated together.
 
-For each member e, with h_0 = x[e] and ReLU between layers,
+For each member e, with h_0 = x[e] and an activation f, relu(z) = max(0, z) or tanh(z), between layers,
 
-    h_{l+1} = relu(h_l W_l[e]^T + b_l[e])     (l < L-1),      y[e] = h_{L-1} W_{L-1}[e]^T + b_{L-1}[e].
+    h_{l+1} = f(h_l W_l[e]^T + b_l[e])     (l < L-1),      y[e] = h_{L-1} W_{L-1}[e]^T + b_{L-1}[e].
+
+Backwards, f'(z) is read off h = f(z): 1 where h > 0 for ReLU, 1 - h^2 for tanh.
 
 Back ends
 ---------
-``reference``  a chain of :func:`torch.baddbmm`; every device and dtype, differentiable any number of times.
-``onednn``     CPU, float32, differentiable once. The whole network is one autograd node, and products go through
-               oneDNN instead of the BLAS that PyTorch links. On processors with AVX-512 that are not Intel's, that
-               BLAS stays on its 256-bit path, so float32 products run about twice as fast here
-               (``benchmarks/mlp.py``); the arithmetic is ordinary float32 in both.
+``reference``  a chain of :func:`torch.baddbmm`; every device and dtype, differentiable any number of times, works
+               under :mod:`torch.func` and ``torch.compile``.
+``fused``      the same products as one autograd node with a hand-written backward pass; every device, float32 and
+               float64, differentiable once. Saves autograd's bookkeeping per operation, which shows in narrow
+               networks. On the CPU tanh is NumPy's: right to 4 units in the last place and several times as fast.
+``onednn``     CPU, float32, differentiable once. One autograd node too, and products go through oneDNN instead of
+               the BLAS that PyTorch links. On processors with AVX-512 that are not Intel's, that BLAS stays on its
+               256-bit path, so wide float32 products run about twice as fast here (``benchmarks/mlp.py``); the
+               arithmetic is ordinary float32 in both.
 
-``auto`` takes ``onednn`` where it applies and ``reference`` elsewhere (GPU, float64, under ``torch.compile``).
+``auto`` takes ``reference`` under ``torch.compile``, ``onednn`` where it applies and one product is large enough
+(2^22 multiplications per member: 256 rows at width 128, 64 rows at width 256), and ``fused`` elsewhere.
 
 With ``precision="bf16"`` the wide products take bfloat16 inputs and accumulate in float32; parameters, biases' sums,
-gradients of parameters and the narrow first and last layers stay float32. An opt-in: it changes results.
+gradients of parameters and the narrow first and last layers stay float32. An opt-in: it changes results. ``fused``
+has no such products; ``auto`` then takes ``onednn`` where it applies and ``reference`` elsewhere.
+
+To act in an environment, one or a few rows at a time, :func:`numpy_mlp` is the same forward pass on arrays: there
+PyTorch's cost per operation exceeds the arithmetic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-Backend = Literal["auto", "reference", "onednn"]
+Activation = Literal["relu", "tanh"]
+Backend = Literal["auto", "reference", "fused", "onednn"]
 
 # Below this width on either side a product is too thin to repay oneDNN's set-up (benchmarks/mlp.py).
 _NARROW = 32
+# Multiplications B n_{l+1} n_l of a member's largest product from which on `onednn` is no slower than `fused`. The two
+# break even there at widths 64, 128 and 256 alike (benchmarks/mlp.py).
+_ONEDNN_PAYS = 2**22
 
 
 def mlp(
@@ -36,15 +53,17 @@ def mlp(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *,
+    activation: Activation = "relu",
     backend: Backend = "auto",
     precision: Literal["float32", "bf16"] = "float32",
 ) -> Tensor:
-    """Evaluate E multilayer perceptrons with ReLU hidden layers (formula in the module's head).
+    """Evaluate E multilayer perceptrons, linear in the last layer (formula in the module's head).
 
     Args:
         x: inputs ``[E, B, n_0]``; an expanded (stride 0) first axis is fine and is not copied.
         weights: one tensor per layer, ``[E, n_{l+1}, n_l]``, laid out as in :class:`torch.nn.Linear`.
         biases: one tensor per layer, ``[E, n_{l+1}]``.
+        activation: of the hidden layers.
         backend: see the module's head.
         precision: ``"bf16"`` rounds the inputs of wide products to bfloat16.
 
@@ -53,24 +72,112 @@ def mlp(
 
     Raises:
         ValueError: if the shapes do not chain, or a forced back end cannot take these tensors.
-        RuntimeError: in a backward pass with ``create_graph=True`` through ``"onednn"``.
+        RuntimeError: in a backward pass with ``create_graph=True`` through ``"fused"`` or ``"onednn"``.
     """
     _check_shapes(x, weights, biases)
+    if activation not in ("relu", "tanh"):
+        raise ValueError(f"mlp activation must be 'relu' or 'tanh', not {activation!r}.")
     if precision not in ("float32", "bf16"):
         raise ValueError(f"mlp precision must be 'float32' or 'bf16', not {precision!r}.")
+    bf16 = precision == "bf16"
     if backend == "auto":
-        backend = "onednn" if _onednn_takes(x) else "reference"
+        backend = _automatic(x, weights, bf16)
     if backend == "reference":
-        return _reference(x, weights, biases, precision)
+        return _reference(x, weights, biases, activation, bf16)
+    tracked = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in (*weights, *biases)))
+    outputs: Tensor
+    if backend == "fused":
+        if bf16 or not _fused_takes(x):
+            raise ValueError(
+                "mlp backend 'fused' needs float32 or float64 tensors, precision 'float32' and no torch.compile; "
+                f"got {x.dtype} and precision {precision!r}."
+            )
+        if not tracked:
+            return _fused_forward(x, weights, biases, activation)[-1]
+        outputs = _Fused.apply(activation, len(weights), x, *weights, *biases)  # type: ignore[no-untyped-call]
+        return outputs
     if backend != "onednn":
-        raise ValueError(f"mlp backend must be 'auto', 'reference' or 'onednn', not {backend!r}.")
+        raise ValueError(f"mlp backend must be 'auto', 'reference', 'fused' or 'onednn', not {backend!r}.")
     if not _onednn_takes(x):
         raise ValueError(f"mlp backend 'onednn' needs float32 tensors on the CPU; got {x.dtype} on {x.device}.")
-    bf16 = precision == "bf16"
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in (*weights, *biases))):
-        outputs: Tensor = _OneDNN.apply(bf16, len(weights), x, *weights, *biases)  # type: ignore[no-untyped-call]
+    if tracked:
+        outputs = _OneDNN.apply(activation, bf16, len(weights), x, *weights, *biases)  # type: ignore[no-untyped-call]
         return outputs
-    return torch.stack([_forward(member, ws, bs, bf16)[-1] for member, ws, bs in _members(x, weights, biases)])
+    members = _members(x, weights, biases)
+    return torch.stack([_forward(member, ws, bs, activation, bf16)[-1] for member, ws, bs in members])
+
+
+def mlp_vjp(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, activation: Activation = "relu"
+) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """Evaluate the networks of :func:`mlp` and return their vector-Jacobian product, both outside autograd.
+
+    For losses whose derivative in the outputs is known in closed form: autograd's engine takes about as long as the
+    products of a narrow network.
+
+    Args:
+        x: inputs ``[E, B, n_0]``.
+        weights: one tensor per layer, ``[E, n_{l+1}, n_l]``.
+        biases: one tensor per layer, ``[E, n_{l+1}]``.
+        activation: of the hidden layers.
+
+    Returns:
+        Outputs ``[E, B, n_L]``, and a function from the loss's derivative in them to its derivatives in the weights,
+        then in the biases.
+    """
+    _check_shapes(x, weights, biases)
+    weights, biases = [w.detach() for w in weights], [b.detach() for b in biases]
+    if _automatic(x, weights, bf16=False) == "fused":
+        *hidden, y = _fused_forward(x, weights, biases, activation)
+
+        def pull(gradient: Tensor) -> list[Tensor]:
+            needed = [True] * len(weights)
+            _, *found = _fused_backward(gradient, [x, *hidden], weights, activation, needed, needed, need_x=False)
+            return [each for part in found for each in part if each is not None]
+
+        return y, pull
+    parameters = [p.requires_grad_() for p in (*weights, *biases)]
+    with torch.enable_grad():
+        outputs = mlp(x, weights, biases, activation=activation)
+    return outputs.detach(), lambda gradient: list(torch.autograd.grad(outputs, parameters, gradient))
+
+
+def numpy_mlp(
+    x: NDArray[Any],
+    weights: Sequence[NDArray[Any]],
+    biases: Sequence[NDArray[Any]],
+    activation: Activation = "relu",
+) -> NDArray[Any]:
+    """Evaluate the networks of :func:`mlp` on float arrays of one dtype, without gradients.
+
+    Args:
+        x: inputs ``[E, B, n_0]``.
+        weights: one array per layer, ``[E, n_{l+1}, n_l]``; views of parameters, ``p.detach().numpy()``, will do.
+        biases: one array per layer, ``[E, n_{l+1}]``.
+        activation: of the hidden layers.
+
+    Returns:
+        Outputs ``[E, B, n_L]``.
+    """
+    if activation not in ("relu", "tanh"):
+        raise ValueError(f"numpy_mlp activation must be 'relu' or 'tanh', not {activation!r}.")
+    h, last = x, len(weights) - 1
+    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        h = np.matmul(h, w.swapaxes(1, 2))
+        h += b[:, None]
+        if layer < last:
+            if activation == "relu":
+                np.maximum(h, 0, out=h)
+            else:
+                np.tanh(h, out=h)
+    return h
+
+
+def _automatic(x: Tensor, weights: Sequence[Tensor], bf16: bool) -> Backend:
+    large = any(_wide(w) and x.shape[1] * w.shape[1] * w.shape[2] >= _ONEDNN_PAYS for w in weights)
+    if (large or bf16) and _onednn_takes(x):
+        return "onednn"
+    return "fused" if _fused_takes(x) and not bf16 else "reference"
 
 
 def _check_shapes(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
@@ -92,17 +199,124 @@ def _check_shapes(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 # ---------------------------------------------------------------------------------------------------- reference
 
 
-def _reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], precision: str) -> Tensor:
+def _reference(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, bf16: bool
+) -> Tensor:
     h = x
     for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        if precision == "bf16" and _wide(w):
+        if bf16 and _wide(w):
             product = torch.bmm(h.bfloat16(), w.bfloat16().mT).to(h.dtype)
             h = product + b.unsqueeze(1)
         else:
             h = torch.baddbmm(b.unsqueeze(1), h, w.mT)
         if layer < len(weights) - 1:
-            h = torch.relu(h)
+            h = torch.relu(h) if activation == "relu" else torch.tanh(h)
     return h
+
+
+# --------------------------------------------------------------------------- shared by the hand-written passes
+
+
+def _activate_(h: Tensor, activation: Activation) -> Tensor:
+    """Apply the activation in place, outside autograd's sight."""
+    if activation == "relu":
+        return h.relu_()
+    if h.device.type == "cpu":
+        array = h.numpy()
+        np.tanh(array, out=array)  # PyTorch's takes longer than the product before it
+        return h
+    return h.tanh_()
+
+
+def _activation_backward_(grad: Tensor, h: Tensor, activation: Activation) -> Tensor:
+    """Multiply `grad` in place by the activation's derivative, read off the activation's output `h`."""
+    if activation == "relu":
+        torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
+    else:
+        torch.ops.aten.tanh_backward.grad_input(grad, h, grad_input=grad)
+    return grad
+
+
+def _refuse_second_derivative(backend: Backend) -> None:
+    # Not `once_differentiable`: it raises only for a second backward pass that reaches this node, and silently
+    # drops a penalty on the gradient of a loss that is linear in the network's output.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"mlp backend {backend!r} is differentiable once: pass backend='reference' for create_graph=True."
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- fused
+
+
+def _fused_takes(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+
+
+def _fused_forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation
+) -> list[Tensor]:
+    """Return every layer's output (after its activation); the last one is the networks'."""
+    outputs: list[Tensor] = []
+    h = x
+    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        h = torch.baddbmm(b.unsqueeze(1), h, w.mT)
+        if layer < len(weights) - 1:
+            h = _activate_(h, activation)
+        outputs.append(h)
+    return outputs
+
+
+class _Fused(torch.autograd.Function):
+    """All members' networks as one node of products batched over members; saves the layers' outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, n_layers: int, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = parameters[:n_layers], parameters[n_layers:]
+        *hidden, y = _fused_forward(x, weights, biases, activation)
+        ctx.activation, ctx.n_layers = activation, n_layers
+        ctx.save_for_backward(x, *hidden, *weights)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative("fused")
+        n_layers, saved = ctx.n_layers, ctx.saved_tensors
+        need_x, *need = ctx.needs_input_grad[2:]
+        grad_x, grad_w, grad_b = _fused_backward(
+            grads[0], saved[:n_layers], saved[n_layers:], ctx.activation, need[:n_layers], need[n_layers:], need_x
+        )
+        return (None, None, grad_x, *grad_w, *grad_b)
+
+
+def _fused_backward(
+    g: Tensor,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    activation: Activation,
+    need_w: Sequence[bool],
+    need_b: Sequence[bool],
+    need_x: bool,
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+    """Return the needed gradients of x, weights and biases, from that of the outputs and every layer's input."""
+    n_layers = len(weights)
+    first = next((layer for layer in range(n_layers) if need_w[layer] or need_b[layer]), n_layers)
+    grad_w: list[Tensor | None] = [None] * n_layers
+    grad_b: list[Tensor | None] = [None] * n_layers
+    grad_x = None
+    for layer in reversed(range(n_layers)):
+        w, h = weights[layer], inputs[layer]
+        if need_w[layer]:
+            grad_w[layer] = torch.bmm(g.mT, h)
+        if need_b[layer]:
+            grad_b[layer] = g.sum(1)
+        if layer > 0 and (need_x or layer > first):
+            g = _activation_backward_(torch.bmm(g, w), h, activation)
+        elif layer == 0 and need_x:
+            grad_x = torch.bmm(g, w)
+        else:
+            break
+    return grad_x, grad_w, grad_b
 
 
 # ------------------------------------------------------------------------------------------------------- oneDNN
@@ -150,8 +364,10 @@ def _members(
     return list(zip(x.unbind(0), unbound_w, unbound_b, strict=True))
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], bf16: bool) -> list[Tensor]:
-    """Return every layer's output (after its ReLU) of one member; the last one is the network's."""
+def _forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, bf16: bool
+) -> list[Tensor]:
+    """Return every layer's output (after its activation) of one member; the last one is the network's."""
     outputs: list[Tensor] = []
     h = x
     for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
@@ -163,40 +379,35 @@ def _forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], bf1
             # Not fused with the product's "relu" attribute: that one turns nan into 0 and hides a diverged network.
             h = torch.ops.mkldnn._linear_pointwise(h, w, b, "none", [], "")
         if layer < len(weights) - 1:
-            h = h.relu_()
+            h = _activate_(h, activation)
         outputs.append(h)
     return outputs
 
 
 class _OneDNN(torch.autograd.Function):
-    """All members' networks as one node: saves the layers' outputs, from which ReLU's mask is read back."""
+    """All members' networks as one node: saves the layers' outputs."""
 
     @staticmethod
-    def forward(ctx: Any, bf16: bool, n_layers: int, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, activation: Activation, bf16: bool, n_layers: int, x: Tensor, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[:n_layers], parameters[n_layers:]
         hidden: list[Tensor] = []
         y: list[Tensor] = []
         for member, ws, bs in _members(x, weights, biases):
-            *inner, last = _forward(member, ws, bs, bf16)
+            *inner, last = _forward(member, ws, bs, activation, bf16)
             hidden += inner
             y.append(last)
-        ctx.bf16, ctx.n_layers = bf16, n_layers
+        ctx.activation, ctx.bf16, ctx.n_layers = activation, bf16, n_layers
         ctx.save_for_backward(x, *weights, *hidden)
         return torch.stack(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # Not `once_differentiable`: it raises only for a second backward pass that reaches this node, and silently
-        # drops a penalty on the gradient of a loss that is linear in the network's output.
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "mlp backend 'onednn' is differentiable once: pass backend='reference' for create_graph=True."
-            )
+        _refuse_second_derivative("onednn")
         (grad,) = grads
         n_layers, bf16 = ctx.n_layers, ctx.bf16
         x, *rest = ctx.saved_tensors
         weights, hidden = rest[:n_layers], rest[n_layers:]
-        need_x, *need = ctx.needs_input_grad[2:]
+        need_x, *need = ctx.needs_input_grad[3:]
         need_w, need_b = need[:n_layers], need[n_layers:]
         first = next((layer for layer in range(n_layers) if need_w[layer] or need_b[layer]), n_layers)
         grad_w = [torch.empty_like(w) if n else None for w, n in zip(weights, need_w, strict=True)]
@@ -219,9 +430,9 @@ class _OneDNN(torch.autograd.Function):
                     torch.sum(g, 0, out=gb[e])
                 if layer > 0 and (need_x or layer > first):
                     g = _matmul_t(g, w.mT, bf16) if wide else g @ w
-                    torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)  # in place: g is fresh
+                    g = _activation_backward_(g, h, ctx.activation)
                 elif layer == 0 and grad_x is not None:
                     grad_x[e] = g @ w
                 else:
                     break
-        return (None, None, grad_x, *grad_w, *grad_b)
+        return (None, None, None, grad_x, *grad_w, *grad_b)

@@ -18,10 +18,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..core.agent import Metrics, OfflineAgent, adam, descend
+from ..core.agent import Metrics, adam, descend
 from ..core.config import OfflineConfig, Preset
 from ..core.dataset import Batch, Dataset
 from ..core.networks import DeterministicActor
+from ..core.offline_agent import OfflineAgent
 from .td3 import action_error
 
 

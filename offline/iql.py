@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core.agent import Metrics, OfflineAgent, adam, cosine_decay, descend
+from ..core.agent import Metrics, adam, cosine_decay, descend
 from ..core.config import OfflineConfig, Preset
 from ..core.dataset import Batch
 from ..core.distributions import DiagonalGaussian
@@ -38,6 +38,7 @@ from ..core.networks import (
     ValueNetwork,
     polyak_update,
 )
+from ..core.offline_agent import OfflineAgent
 from .td3 import critic_loss, td_target
 
 _WIDEST_WEIGHT = 100.0

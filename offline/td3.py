@@ -19,10 +19,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.agent import Metrics, OfflineAgent, adam, descend
+from ..core.agent import Metrics, adam, descend
 from ..core.config import OfflineConfig
 from ..core.dataset import Batch
 from ..core.networks import Critics, DeterministicActor, polyak_update
+from ..core.offline_agent import OfflineAgent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,3 +123,12 @@ def test_unreadable_options_are_named(text, message) -> None:
 def test_settings_of_another_type_are_refused(options, kind) -> None:
     with pytest.raises(ConfigError, match=f"must be of type {kind}; got"):
         make_config(Example, options, {}, None)
+
+
+def test_the_elements_of_a_tuple_are_read_by_its_annotation() -> None:
+    """Also where the default is empty and shows no element."""
+    from corollary.online import PPOConfig
+
+    assert parse_option(PPOConfig, "critic_hidden=32,16") == ("critic_hidden", (32, 16))
+    with pytest.raises(ConfigError, match="Option critic_hidden cannot be 'wide'"):
+        parse_option(PPOConfig, "critic_hidden=wide")

@@ -15,7 +15,7 @@ import torch
 from corollary.core import checkpoint
 from corollary.core.dataset import Dataset
 from corollary.core.errors import CheckpointError, ConfigError, DataError, EnvironmentMismatchError
-from corollary.core.fit import Report
+from corollary.core.loop import Report
 from corollary.core.runs import Run
 from corollary.offline import BC, IQL, TD3BC
 

@@ -12,7 +12,8 @@ import pytest
 from gymnasium import spaces
 
 from corollary.core.errors import DataError
-from corollary.core.minari import flatten_steps, from_minari, load_minari
+from corollary.core.minari import from_minari, load_minari
+from corollary.core.spaces import flatten_steps
 
 
 @dataclass

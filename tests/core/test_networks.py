@@ -86,6 +86,21 @@ def test_orthogonal_layers_have_gain_root_two_and_no_bias(n_in, n_out) -> None:
     assert not bias.any()
 
 
+@pytest.mark.parametrize("members", [None, 2])
+def test_the_output_gain_scales_the_last_layer_alone(members) -> None:
+    """A policy's head: W W^T = gain^2 I, zero bias, and the hidden layers those of the default."""
+    usual, head = (
+        StackedMLP(SIZES, generators(*SEEDS), members=members, init="orthogonal", **options)
+        for options in ({}, {"output_gain": 0.01})
+    )
+    for default, hidden in zip(usual.weights[:-1], head.weights[:-1], strict=True):
+        assert torch.equal(default, hidden)
+    for net, gain in ((usual, 2**0.5), (head, 0.01)):
+        gram = net.weights[-1] @ net.weights[-1].mT  # 2 rows of 33
+        torch.testing.assert_close(gram, (gain**2 * torch.eye(2)).expand_as(gram), rtol=1e-5, atol=1e-5 * gain**2)
+        assert not any(bias.any() for bias in net.biases)
+
+
 def test_float64_networks_hold_the_same_numbers() -> None:
     single, double = (StackedMLP(SIZES, generators(0), dtype=dtype) for dtype in (torch.float32, torch.float64))
     for a, b in zip(single.parameters(), double.parameters(), strict=True):
@@ -96,10 +111,13 @@ def test_float64_networks_hold_the_same_numbers() -> None:
 # -- forward
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("index", range(3))
-def test_each_seed_is_its_plain_module(index) -> None:
-    net = StackedMLP(SIZES, generators(*SEEDS))
+def test_each_seed_is_its_plain_module(index, activation) -> None:
+    net = StackedMLP(SIZES, generators(*SEEDS), activation=activation)
     obs = draw(3, 7, 5)
+    hidden = [nn.ReLU if activation == "relu" else nn.Tanh] * 2
+    assert [type(layer) for layer in net.plain(index)] == [nn.Linear, hidden[0], nn.Linear, hidden[1], nn.Linear]
     torch.testing.assert_close(net(obs)[index], net.plain(index)(obs[index]))
     assert not torch.allclose(net(obs)[index], net.plain((index + 1) % 3)(obs[index]), atol=1e-3)
 
@@ -109,9 +127,10 @@ def test_ensemble_members_have_no_plain_form() -> None:
         StackedMLP(SIZES, generators(0), members=2).plain(0)
 
 
-def test_masks_multiply_the_hidden_layers() -> None:
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_masks_multiply_the_hidden_layers(activation) -> None:
     """Masks of ones change nothing; dropping a unit is dropping its column of the next weight."""
-    net = StackedMLP(SIZES, generators(*SEEDS))
+    net = StackedMLP(SIZES, generators(*SEEDS), activation=activation)
     obs = draw(3, 7, 5)
     ones = [torch.ones(3, 7, width) for width in SIZES[1:-1]]
     torch.testing.assert_close(net(obs, ones), net(obs))
@@ -120,6 +139,19 @@ def test_masks_multiply_the_hidden_layers() -> None:
     with torch.no_grad():
         net.weights[2][:, :, 4] = 0
     torch.testing.assert_close(masked, net(obs))
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_the_reference_back_end_has_second_derivatives(members) -> None:
+    """What trust-region methods ask for: products with a Hessian. The default refuses rather than dropping them."""
+    net = StackedMLP(SIZES, generators(*SEEDS), members=members, activation="tanh")
+    obs = draw(3, 7, 5)
+    loss = net(obs, backend="reference").square().mean()
+    (gradient,) = torch.autograd.grad(loss, net.weights[0], create_graph=True)
+    (product,) = torch.autograd.grad(gradient.square().sum(), net.weights[0])
+    assert product.any()
+    with pytest.raises(RuntimeError, match="pass backend='reference'"):
+        torch.autograd.grad(net(obs).square().mean(), net.weights[0], create_graph=True)
 
 
 @pytest.mark.parametrize("actor_type", ["deterministic", "gaussian"])
@@ -174,6 +206,16 @@ def test_first_is_the_first_member_and_sees_the_action_alone() -> None:
     assert all(parameter.grad is None for parameter in critic.parameters())
     critic(obs, action).sum().backward()  # control: the full forward does reach the critic
     assert all(parameter.grad.any() for parameter in critic.parameters())
+
+
+def test_constant_critics_give_their_values_to_the_action_alone() -> None:
+    critic, obs, action = critics_and_batch()
+    values, constant = critic(obs, action), critic.constant(obs, action)
+    assert torch.equal(constant, values)
+    (expected,) = torch.autograd.grad(values.amin(1).sum(), action)
+    constant.amin(1).sum().backward()
+    torch.testing.assert_close(action.grad, expected)
+    assert all(parameter.grad is None for parameter in critic.parameters())
 
 
 def test_seeds_and_members_do_not_mix() -> None:
@@ -236,3 +278,4 @@ def test_the_box_by_hand() -> None:
     # A tenth of the half ranges 2 and 0.25 inside.
     inner = torch.tensor([[2.8, 2.025], [-0.8, 2.475], [0.5, 2.25]])
     torch.testing.assert_close(box.clip(outside, margin=0.1), inner)
+    assert box.unit(torch.tensor([[1.0, 2.25], [3.0, 2.0], [0.0, 2.375]])).tolist() == [[0, 0], [1, -1], [-0.5, 0.5]]

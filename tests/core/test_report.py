@@ -90,7 +90,7 @@ def test_summary_pools_directories_and_counts_training_runs(runs: list[Run]) -> 
     assert rows[2].last.point == iqm(bc_medium)
     assert rows[2].best == stratified_bootstrap(np.concatenate([run.best_scores() for run in runs[:2]]))
     assert rows[2].best.point > rows[2].last.point
-    assert rows[2].updates_per_second == 200.0  # the median of 100, 200, 300
+    assert rows[2].steps_per_second == 200.0  # the median of 100, 200, 300
     assert rows[2].steps == (3000, 3000)
     assert (rows[2].env_id, rows[2].score_name) == ("Hopper-v5", "normalised score")
 

@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert run.card["config"] == {"alpha": 2.5, "hidden": [256, 256]}
     assert run.steps_L.tolist() == [10, 20, 30]
     assert run.seconds_L.tolist() == [1, 2, 3]
-    assert run.updates_per_second_L.tolist() == [100, 101, 102]
+    assert run.steps_per_second_L.tolist() == [100, 101, 102]
     assert run.metrics["loss"].tolist() == [[0, 1], [1, 2], [2, 3]]
     record = run.evaluations[1]
     assert (record.step, record.seconds) == (20, 2.0)

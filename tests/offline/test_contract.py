@@ -20,10 +20,11 @@ import torch
 
 import corollary
 from corollary.core import checkpoint
-from corollary.core.agent import OfflineAgent, algorithm_class, algorithms, load_agent
+from corollary.core.agent import algorithm_class, algorithms, load_agent
 from corollary.core.collect import collect
 from corollary.core.dataset import Dataset
 from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, EnvironmentMismatchError
+from corollary.core.offline_agent import OfflineAgent
 from corollary.core.transforms import REWARD_TRANSFORMS, STATE_TRANSFORMS
 
 Agent = OfflineAgent[Any]
@@ -35,7 +36,7 @@ SMALL: dict[str, Any] = {"hidden": (16, 16), "batch_size": 8}
 SEEDS = [11, 3, 7]
 STEPS = 20
 
-KINDS = algorithms()
+KINDS = algorithms("offline")
 every_algorithm = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corollary.core.agent import OfflineAgent, cosine_decay
+from corollary.core.agent import cosine_decay
 from corollary.core.dataset import Dataset, Transitions
 from corollary.core.networks import StackedMLP
+from corollary.core.offline_agent import OfflineAgent
 from corollary.offline import IQL, PRDC, TD3BC
 
 SEEDS = [4, 9]

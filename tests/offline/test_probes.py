@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from corollary.core.agent import OfflineAgent
 from corollary.core.dataset import Dataset, Episode
+from corollary.core.offline_agent import OfflineAgent
 from corollary.offline import BC, IQL, PRDC, TD3BC
 
 Array = NDArray[np.float64]

@@ -1,0 +1,120 @@
+"""The loop that agents learn from an environment in: logs, evaluations, checkpoints, progress, interruption."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .evaluation import EnvSource, check_environment
+from .loop import CHECKPOINT, Callback, Loop, check_counts, interruption, open_run, restore
+from .online_agent import OnlineAgent
+from .progress import Progress
+
+
+def learn(
+    agent: OnlineAgent[Any],
+    n_steps: int,
+    *,
+    eval_env: EnvSource | None = None,
+    eval_every: int | None = None,
+    eval_episodes: int = 10,
+    log_every: int = 10_000,
+    run_dir: str | Path | None = None,
+    save_every: int | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+    command: Mapping[str, Any] | None = None,
+) -> None:
+    """Take `n_steps` environment steps with every seed of `agent`, learning from them.
+
+    Experience comes in whole iterations (for PPO a rollout of ``n_envs * n_steps`` steps), so training ends with the
+    first iteration that reaches the number asked for. Schedules, such as a learning rate that falls to zero, span
+    the steps of this call; a resumed run continues the schedule of the run it resumes. Evaluations use other
+    environments and streams, so they never change what is learnt.
+
+    Args:
+        agent: the agent; training continues from its state.
+        n_steps: environment steps per seed to take now; with ``resume=True`` the total to reach.
+        eval_env: where to evaluate (id, factory or environment); ``None`` for no evaluation.
+        eval_every: steps between evaluations; ``None`` for one at the end only.
+        eval_episodes: episodes per seed and evaluation.
+        log_every: steps per log line; metrics are averaged over the iterations in between and read once.
+        run_dir: folder for ``run.json``, ``metrics.jsonl``, ``episodes.jsonl``, ``evaluations.jsonl`` and
+            ``checkpoint/``.
+        save_every: steps between checkpoints in `run_dir`; ``None`` for one at every evaluation and the end.
+        resume: continue the run in `run_dir` from its checkpoint, if it has one; bit for bit where the environments
+            can be restored (see :mod:`corollary.core.environments`).
+        progress: show a progress bar; ``None`` shows it on a terminal only.
+        callbacks: called in order after each log interval and evaluation.
+        command: what the caller was asked to do, JSON-able, kept in ``run.json`` so that it can be repeated.
+
+    Raises:
+        ConfigError: if a count is not positive, or `resume` lacks a `run_dir`.
+        CheckpointError: if the checkpoint to resume belongs to other settings.
+        EnvironmentMismatchError: before training, if the spaces of `eval_env` differ from the environment's.
+        CorollaryError: if an environment raises or gives a number that is not finite; the last checkpoint stays.
+        KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
+    """
+    check_counts(
+        n_steps=n_steps, log_every=log_every, eval_every=eval_every, save_every=save_every, eval_episodes=eval_episodes
+    )
+    if resume:
+        restore(agent, run_dir)
+    if eval_env is not None:
+        check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
+    started, target = (0, n_steps) if resume else (agent.step, agent.step + n_steps)
+    card = {"n_steps": target, "env_id": agent.problem.env_id} | ({} if command is None else {"command": dict(command)})
+    writer = open_run(agent, run_dir, resume, card)
+    loop = Loop(agent, writer, eval_env, eval_episodes, callbacks)
+    returns: list[list[float]] = [[] for _ in agent.seeds]
+    lengths: list[list[int]] = [[] for _ in agent.seeds]
+    learning = ""
+    with interruption() as interrupted, writer or nullcontext(), Progress(agent, target, progress) as bar:
+        while agent.step < target and not loop.stopped:
+            before = agent.step
+            loop.pending.append(agent.iterate((agent.step - started) / (target - started)))
+            episodes = agent.finished_episodes()
+            for seed_index, episode_return, length in episodes:
+                returns[seed_index].append(episode_return)
+                lengths[seed_index].append(length)
+            if writer is not None:
+                writer.log_episodes(agent.step, episodes)
+            done = agent.step >= target
+
+            def due(every: int | None, before: int = before) -> bool:
+                return every is not None and agent.step // every > before // every
+
+            if due(log_every) or done:
+                if all(returns):  # else these episodes wait for the next line, so that every number is one
+                    loop.log(episode_return=_means(returns), episode_length=_means(lengths))
+                    returns, lengths = [[] for _ in agent.seeds], [[] for _ in agent.seeds]
+                else:
+                    loop.log()
+                learning = _headline(agent, loop)
+            evaluated = eval_env is not None and (done or due(eval_every))
+            if evaluated:
+                loop.evaluate()
+            bar.update(min(agent.step, target), learning + (f"  evaluated {loop.headline}" if loop.headline else ""))
+            saves = evaluated if save_every is None else due(save_every)
+            if run_dir is not None and (saves or done or interrupted or loop.stopped):
+                agent.save(Path(run_dir) / CHECKPOINT)
+            if interrupted:
+                raise KeyboardInterrupt
+
+
+def _means(values: Sequence[Sequence[float]]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Mean of each seed's values, nan where there is none."""
+    return np.array([np.mean(each) if each else np.nan for each in values])
+
+
+def _headline(agent: OnlineAgent[Any], loop: Loop) -> str:
+    """Recent training returns of each seed, the seeds' mean KL per update (where measured), steps per second."""
+    means = _means([list(recent) for recent in agent.recent_returns])
+    parts = [f"return {' '.join(f'{mean:.1f}' for mean in means)}"]
+    if "kl_old_new" in loop.metrics:
+        parts.append(f"KL {loop.metrics['kl_old_new'].mean():.2g}")
+    parts.append(f"SPS {loop.steps_per_second:.0f}")
+    return "  ".join(parts)

@@ -1,0 +1,176 @@
+"""What the loops of learning share: reports to callbacks, logs, evaluations, the card, interruption."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from . import checkpoint
+from .agent import Agent, Metrics
+from .errors import ConfigError
+from .evaluation import EnvSource, Evaluation, evaluate
+from .runs import CARD, RunWriter, versions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a callback is told at every log interval and after every evaluation.
+
+    Attributes:
+        step: steps taken so far: gradient steps on a dataset, environment steps per seed online.
+        metrics: mean over the interval of every diagnostic, one value per seed ``[S]``; empty at an evaluation.
+        evaluation: the evaluation's result, or ``None`` at a log interval.
+    """
+
+    step: int
+    metrics: "dict[str, NDArray[np.float64]]"
+    evaluation: Evaluation | None
+
+
+class Callback(Protocol):
+    """A function called with the agent and a :class:`Report`; returning True ends training after this step."""
+
+    def __call__(self, agent: Agent[Any], report: Report) -> bool | None:
+        """Be told of `report`; return True to stop."""
+
+
+class Loop:
+    """The bookkeeping of one call of `fit` or `learn`: metrics not yet read, what to show, whether to stop.
+
+    Attributes:
+        pending: metrics of the updates since the last log interval, not yet read.
+        metrics: means of the last log interval, per name ``[S]``; empty before the first.
+        steps_per_second: during that interval; one step moves all seeds.
+        headline: the latest evaluation in a few words.
+        stopped: whether a callback has asked for the end.
+    """
+
+    def __init__(
+        self,
+        agent: Agent[Any],
+        writer: RunWriter | None,
+        eval_env: EnvSource | None,
+        eval_episodes: int,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.agent, self.writer, self.eval_env = agent, writer, eval_env
+        self.eval_episodes, self.callbacks = eval_episodes, callbacks
+        self.pending: list[Metrics] = []
+        self.metrics: dict[str, NDArray[np.float64]] = {}
+        self.steps_per_second = 0.0
+        self.headline = ""
+        self.stopped = False
+        self._logged_step = agent.step
+        self._started = self._interval_started = time.perf_counter()
+
+    def log(self, **more: "NDArray[np.float64]") -> None:
+        """Average the pending metrics, read them (the only wait for the device), write and report them.
+
+        `more` are diagnostics ``[S]`` of the whole interval, already read.
+        """
+        self.metrics = mean_metrics(self.pending) | more
+        now = time.perf_counter()
+        self.steps_per_second = (self.agent.step - self._logged_step) / max(now - self._interval_started, 1e-9)
+        self.pending = []
+        self._logged_step = self.agent.step
+        if self.writer is not None:
+            lists = {name: values.tolist() for name, values in self.metrics.items()}
+            self.writer.log_metrics(self.agent.step, now - self._started, self.steps_per_second, lists)
+        self._report(Report(self.agent.step, self.metrics, None))
+        self._interval_started = time.perf_counter()
+
+    def evaluate(self) -> None:
+        """Evaluate all seeds, write and report the result; the time it takes is not the learning's."""
+        assert self.eval_env is not None
+        began = time.perf_counter()
+        evaluation = evaluate(self.agent, self.eval_env, self.eval_episodes)
+        if self.writer is not None:
+            self.writer.log_evaluation(self.agent.step, time.perf_counter() - self._started, evaluation)
+        scores = evaluation.mean_score
+        shown, unit = (evaluation.mean_return, "return") if scores is None else (scores, "score")
+        self.headline = f"{unit} {' '.join(f'{x:.1f}' for x in shown)}"
+        self._report(Report(self.agent.step, {}, evaluation))
+        self._interval_started += time.perf_counter() - began
+
+    def _report(self, report: Report) -> None:
+        for callback in self.callbacks:
+            self.stopped |= bool(callback(self.agent, report))
+
+
+def mean_metrics(pending: Sequence[Metrics]) -> "dict[str, NDArray[np.float64]]":
+    """Average each diagnostic over the updates that reported it; ``[S]`` numbers per name."""
+    names = dict.fromkeys(name for metrics in pending for name in metrics)
+    means = {n: torch.stack([metrics[n] for metrics in pending if n in metrics]).double().mean(0) for n in names}
+    return {name: mean.cpu().numpy() for name, mean in means.items()}
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise a :class:`ConfigError` for a number of steps or episodes below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1; got {value}.")
+
+
+def restore(agent: Agent[Any], run_dir: str | Path | None) -> None:
+    """Take over the checkpoint of the run to resume; a run killed before its first one starts anew.
+
+    Raises:
+        ConfigError: without a `run_dir`.
+        CheckpointError: if the checkpoint belongs to other settings.
+    """
+    if run_dir is None:
+        raise ConfigError("resume=True needs the run_dir whose run is to be continued.")
+    path = Path(run_dir) / CHECKPOINT
+    if checkpoint.exists(path):
+        agent.restore(path)
+
+
+def open_run(agent: Agent[Any], run_dir: str | Path | None, resume: bool, card: Mapping[str, Any]) -> RunWriter | None:
+    """Start or continue the run directory; `card` is what ``run.json`` says beyond the agent itself."""
+    if run_dir is None:
+        return None
+    about = {
+        "algorithm": agent.algorithm,
+        "preset": agent.preset,
+        "config": agent.description()["config"],
+        "seeds": list(agent.seeds),
+        "precision": agent.precision,
+        "device": str(agent.device),
+        **card,
+        "versions": versions(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    continued = resume and (Path(run_dir) / CARD).exists()
+    return RunWriter(run_dir, about, resume_step=agent.step if continued else None)
+
+
+@contextmanager
+def interruption() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a flag (an empty list becoming non-empty); a second one interrupts at once."""
+    flag: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handler(signum: int, frame: object) -> None:
+        if flag:
+            raise KeyboardInterrupt
+        flag.append(True)
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
