@@ -21,13 +21,16 @@ STATUS = ("planned", "pieces tested", "learns", "exact twin", "contract", "verif
 
 
 def rungs_of_algorithms() -> dict[str, set[int]]:
-    """Which rungs each algorithm stands on: the tests marked ``rung(n, "offline.x", ...)``; ``rung(n)`` is all."""
+    """Which rungs each algorithm stands on, by the marks of tests.
+
+    ``rung(n, "offline.x", ...)`` names algorithms, ``rung(n)`` stands for all of the room that the folder mirrors.
+    """
     rungs: dict[str, set[int]] = defaultdict(set)
     for path in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.rung":
                 number, *names = (ast.literal_eval(argument) for argument in node.args)
-                for name in names or algorithms():
+                for name in names or algorithms(path.parent.name):
                     rungs[name].add(number)
     return rungs
 
