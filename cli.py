@@ -1,13 +1,15 @@
-"""The command ``corollary``: list, make and inspect data; train, evaluate and compare algorithms."""
+"""The command ``corollary``: list, make and inspect data; train, evaluate, play and compare algorithms."""
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from .core import checkpoint
-from .core.agent import OfflineAgent, algorithm_class, algorithms, load_agent
+from .core.agent import Agent, algorithm_class, algorithms, load_agent
 from .core.config import parse_option
 from .core.errors import ConfigError, CorollaryError
 from .core.evaluation import evaluate
-from .core.fit import CHECKPOINT
 from .core.loading import load_dataset, shipped_datasets
+from .core.loop import CHECKPOINT
+from .core.offline_agent import OfflineAgent
+from .core.online_agent import OnlineAgent
 
 console = Console()
 
@@ -34,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         chosen.run(chosen)
-    except CorollaryError as error:
+    except (CorollaryError, gymnasium.error.Error) as error:
         print(f"corollary: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -55,32 +59,53 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser(
         "train",
-        help="train an algorithm on a dataset",
+        help="train an algorithm on a dataset or in an environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_options_help(),
     )
-    sub.add_argument("algorithm", nargs="?", help="for instance offline.prdc")
-    sub.add_argument("--dataset", help="a file or a name (see: corollary data list)")
-    sub.add_argument("--steps", type=int, help="gradient steps in all (default 100000)")
+    sub.add_argument("algorithm", nargs="?", help="for instance offline.prdc or online.ppo")
+    sub.add_argument("--dataset", help="offline: what to learn from, a file or a name (see: corollary data list)")
+    sub.add_argument(
+        "--env",
+        help="online: the environment to learn from; offline: where to evaluate, default the dataset's environment, "
+        "'none' for nowhere",
+    )
+    sub.add_argument("--eval-env", help="online: where to evaluate; default --env; 'none' for nowhere")
+    sub.add_argument(
+        "--steps", type=int, help="in all: gradient steps offline, environment steps per seed online (default 100000)"
+    )
     sub.add_argument("--seeds", help="how many (5), or which (0,3,7); default 1")
-    sub.add_argument("--preset", help="published settings for a family of datasets (see: corollary algorithms NAME)")
+    sub.add_argument("--preset", help="published settings for a family of tasks (see: corollary algorithms NAME)")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option; repeatable")
-    sub.add_argument("--env", help="where to evaluate; default the dataset's environment; 'none' for nowhere")
-    sub.add_argument("--eval-every", type=int, help="gradient steps between evaluations (default 5000)")
+    sub.add_argument(
+        "--eval-every",
+        type=int,
+        help=f"steps between evaluations (default {_EVAL_EVERY['offline']} offline, {_EVAL_EVERY['online']} online)",
+    )
     sub.add_argument("--eval-episodes", type=int, help="episodes per seed and evaluation (default 10)")
     sub.add_argument("--device", help="cpu (default), cuda, ...")
-    sub.add_argument("--precision", help="float32 (default), bf16 or float64")
-    sub.add_argument("--run-dir", help="where to write (default runs/ALGORITHM-DATASET-TIME)")
+    sub.add_argument("--precision", help="float32 (default), bf16 (offline) or float64")
+    sub.add_argument("--run-dir", help="where to write (default runs/ALGORITHM-TASK-TIME)")
     sub.add_argument("--resume", metavar="RUN", help="continue this run from its checkpoint; --steps may be raised")
     sub.add_argument("--threads", type=int, help="processor threads for tensor work")
     sub.set_defaults(run=_train)
 
     sub = commands.add_parser("eval", help="evaluate a run or checkpoint in its environment")
     sub.add_argument("path", help="a run directory or a checkpoint folder")
-    sub.add_argument("--env", help="environment id; default the one the data came from")
+    sub.add_argument("--env", help="environment id; default the one it learnt from, or its data came from")
     sub.add_argument("--episodes", type=int, default=100)
     sub.add_argument("--json", metavar="FILE", help="also write every return as JSON")
     sub.set_defaults(run=_eval)
+
+    sub = commands.add_parser("play", help="watch a run or checkpoint: write episodes as GIF or MP4")
+    sub.add_argument("path", help="a run directory or a checkpoint folder")
+    sub.add_argument("--env", help="environment id; default the one it learnt from, or its data came from")
+    sub.add_argument("--out", default="rollout.gif", help="a .gif or .mp4 to write (default rollout.gif)")
+    sub.add_argument("--episodes", type=int, default=1)
+    sub.add_argument("--seed-index", type=int, default=0, help="which of the run's seeds plays, counted from 0")
+    sub.add_argument("--stochastic", action="store_true", help="sample actions instead of playing the policy's mean")
+    sub.add_argument("--max-steps", type=int, help="cut episodes after so many steps")
+    sub.set_defaults(run=_play)
 
     sub = commands.add_parser("report", help="compare runs: a table here, and one self-contained HTML page")
     sub.add_argument("runs", nargs="+", help="run directories, or folders of them")
@@ -111,7 +136,7 @@ def _algorithms(chosen: argparse.Namespace) -> None:
     console.print(table)
 
 
-def describe_options(kind: type[OfflineAgent[Any]]) -> str:
+def describe_options(kind: type[Agent[Any]]) -> str:
     """Return a text table of a class's options (name, default, meaning) and presets, from its config dataclass."""
     meanings: dict[str, str] = {}
     for base in reversed(kind.config_type.__mro__):
@@ -235,46 +260,44 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "preset": None,
     "set": [],
     "env": None,
-    "eval_every": 5000,
+    "eval_env": None,
+    "eval_every": None,
     "eval_episodes": 10,
     "device": "cpu",
     "precision": "float32",
 }
+_EVAL_EVERY = {"offline": 5000, "online": 50_000}
 
 
 def _train(chosen: argparse.Namespace) -> None:
-    given = {k: v for k, v in vars(chosen).items() if k in _TRAIN_DEFAULTS and v not in (None, [])}
-    if chosen.resume:
-        run_dir = Path(chosen.resume)
-        settings = _TRAIN_DEFAULTS | _recorded_command(run_dir)
-        changed = sorted(k for k, v in given.items() if k != "steps" and v != settings[k])
-        if changed:
-            raise ConfigError(f"--resume continues {run_dir} as it was; only --steps may change, not {changed[0]}.")
-    else:
-        settings = dict(_TRAIN_DEFAULTS)
-    settings |= given
-    for name in ("algorithm", "dataset"):
-        if not settings[name]:
-            raise ConfigError(f"train needs {'an algorithm' if name == 'algorithm' else '--dataset'}.")
+    settings = _settings(chosen)
+    kind = algorithm_class(settings["algorithm"])
+    seeds = _seeds(settings["seeds"])
+    options = dict(parse_option(kind.config_type, text) for text in settings["set"])
+    options |= {name: settings[name] for name in ("preset", "device", "precision")}
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    dataset = load_dataset(settings["dataset"])
-    if not chosen.resume:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        run_dir = Path(chosen.run_dir or f"runs/{settings['algorithm']}-{dataset.info.name}-{stamp}")
-    kind = algorithm_class(settings["algorithm"])
-    options = dict(parse_option(kind.config_type, text) for text in settings["set"])
-    agent = kind(
-        _seeds(settings["seeds"]),
-        preset=settings["preset"],
-        device=settings["device"],
-        precision=settings["precision"],
-        **options,
-    )
-    env = _evaluation_env(settings["env"], dataset.info.env_id)
-    _print_plan(agent, dataset, settings, env, run_dir)
-    agent.fit(
-        dataset,
+    agent: OnlineAgent[Any] | OfflineAgent[Any]
+    start: Callable[..., Any]
+    if issubclass(kind, OnlineAgent):
+        _check_task(settings, needs="env", refuses="dataset")
+        agent = kind(settings["env"], seeds, **options)
+        start, task = agent.learn, agent.problem.env_id or settings["env"]
+        plan = {"environment": f"{task}, {agent.config.n_envs} per seed ({agent.config.vectorization})"}
+        unit, env = "environment steps per seed", _evaluation_env(settings["eval_env"], agent.problem.env_id)
+    else:
+        assert issubclass(kind, OfflineAgent)
+        _check_task(settings, needs="dataset", refuses="eval_env")
+        dataset = load_dataset(settings["dataset"])
+        agent = kind(seeds, **options)
+        start, task = functools.partial(agent.fit, dataset), dataset.info.name
+        plan = {"data": f"{task}: {len(dataset)} rows, {dataset.n_episodes} episodes"}
+        unit, env = "gradient steps", _evaluation_env(settings["env"], dataset.info.env_id)
+    if settings["eval_every"] is None:
+        settings["eval_every"] = _EVAL_EVERY["online" if isinstance(agent, OnlineAgent) else "offline"]
+    run_dir = Path(chosen.resume or chosen.run_dir or _new_run_dir(agent.algorithm, task))
+    _print_plan(agent, plan, unit, settings, env, run_dir)
+    start(
         settings["steps"],
         eval_env=env,
         eval_every=settings["eval_every"],
@@ -286,12 +309,49 @@ def _train(chosen: argparse.Namespace) -> None:
     _print_table([run_dir])
 
 
+def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Return what to train: the defaults or what the run to resume recorded, then what was given."""
+    given = {k: v for k, v in vars(chosen).items() if k in _TRAIN_DEFAULTS and v not in (None, [])}
+    settings = dict(_TRAIN_DEFAULTS)
+    if chosen.resume:
+        settings |= _recorded_command(Path(chosen.resume))
+        changed = sorted(k for k, v in given.items() if k != "steps" and v != settings[k])
+        if changed:
+            name = changed[0].replace("_", "-")
+            raise ConfigError(f"--resume continues {chosen.resume} as it was; only --steps may change, not {name}.")
+    settings |= given
+    if not settings["algorithm"]:
+        raise ConfigError("train needs an algorithm.")
+    return settings
+
+
+_TASK_HELP = {
+    "env": "learns from an environment: give --env, for instance --env CartPole-v1.",
+    "dataset": "learns from data: give --dataset (see: corollary data list).",
+}
+_REFUSALS = {
+    "dataset": "learns from an environment, not from data: drop --dataset, or take an offline algorithm.",
+    "eval_env": "evaluates in --env: --eval-env is for online algorithms.",
+}
+
+
+def _check_task(settings: dict[str, Any], *, needs: str, refuses: str) -> None:
+    if settings[refuses] is not None:
+        raise ConfigError(f"{settings['algorithm']} {_REFUSALS[refuses]}")
+    if settings[needs] is None:
+        raise ConfigError(f"{settings['algorithm']} {_TASK_HELP[needs]}")
+
+
+def _new_run_dir(algorithm: str, task: str) -> str:
+    return f"runs/{algorithm}-{re.sub('[/:]', '-', task)}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def _recorded_command(run_dir: Path) -> dict[str, Any]:
     from .core.runs import Run
 
     command = Run.read(run_dir).card.get("command")
     if not isinstance(command, dict):
-        raise ConfigError(f"{run_dir} was not started by `corollary train`: resume it with fit(..., resume=True).")
+        raise ConfigError(f"{run_dir} was not started by `corollary train`: resume it in Python, with resume=True.")
     return command
 
 
@@ -302,21 +362,21 @@ def _seeds(text: str) -> int | list[int]:
         raise ConfigError(f"--seeds takes a number (5) or a list (0,3,7); got {text!r}.") from None
 
 
-def _evaluation_env(asked: str | None, of_data: str | None) -> str | None:
-    """Choose the asked environment, else the dataset's if gymnasium has it."""
+def _evaluation_env(asked: str | None, default: str | None) -> str | None:
+    """Choose the asked environment, else the task's own if gymnasium has it."""
     if asked is not None:
         return None if asked == "none" else asked
-    return of_data if of_data in gymnasium.registry else None
+    return default if default in gymnasium.registry else None
 
 
 def _print_plan(
-    agent: OfflineAgent[Any], dataset: Any, settings: dict[str, Any], env: str | None, run_dir: Path
+    agent: Agent[Any], task: dict[str, str], unit: str, settings: dict[str, Any], env: str | None, run_dir: Path
 ) -> None:
     where = f"{settings['eval_episodes']} episodes in {env} every {settings['eval_every']} steps" if env else "none"
     rows = {
         "algorithm": agent.algorithm + (f", preset {agent.preset}" if agent.preset else ""),
-        "data": f"{dataset.info.name}: {len(dataset)} rows, {dataset.n_episodes} episodes",
-        "training": f"{settings['steps']} steps, seeds {', '.join(map(str, agent.seeds))}, "
+        **task,
+        "training": f"{settings['steps']} {unit}, seeds {', '.join(map(str, agent.seeds))}, "
         f"{agent.precision} on {agent.device}",
         "config": ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(agent.config).items()),
         "evaluation": where,
@@ -327,15 +387,11 @@ def _print_plan(
         print(f"{key:<11} {value}")  # unwrapped: the paths and commands are there to be copied
 
 
-# ---------------------------------------------------------------------------------------------- eval, report
+# ---------------------------------------------------------------------------------------- eval, play, report
 
 
 def _eval(chosen: argparse.Namespace) -> None:
-    path = Path(chosen.path)
-    agent = load_agent(path / CHECKPOINT if checkpoint.exists(path / CHECKPOINT) else path)
-    env = chosen.env or agent.problem.env_id
-    if env is None:
-        raise ConfigError(f"{path} does not say which environment its data came from: give --env.")
+    agent, env = _loaded(chosen)
     result = evaluate(agent, env, chosen.episodes)
     table = Table("seed", "mean return", "standard deviation", "score", box=None)
     for index, seed in enumerate(agent.seeds):
@@ -353,6 +409,34 @@ def _eval(chosen: argparse.Namespace) -> None:
             "scores": None if result.scores_SE is None else result.scores_SE.tolist(),
         }
         Path(chosen.json).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _play(chosen: argparse.Namespace) -> None:
+    from .core.rendering import record, writer_for
+
+    write = writer_for(chosen.out)
+    agent, env = _loaded(chosen)
+    recording = record(
+        agent,
+        env,
+        episodes=chosen.episodes,
+        seed_index=chosen.seed_index,
+        deterministic=not chosen.stochastic,
+        max_steps=chosen.max_steps,
+    )
+    for episode, episode_return in enumerate(recording.returns, start=1):
+        print(f"episode {episode}: return {episode_return:.1f}")
+    print(write(recording, chosen.out))
+
+
+def _loaded(chosen: argparse.Namespace) -> tuple[Agent[Any], str]:
+    """Return the agent of the run or checkpoint at `chosen.path`, and the environment it shall act in."""
+    path = Path(chosen.path)
+    agent = load_agent(path / CHECKPOINT if checkpoint.exists(path / CHECKPOINT) else path)
+    env = chosen.env or agent.problem.env_id
+    if env is None:
+        raise ConfigError(f"{path} does not say which environment it belongs to: give --env.")
+    return agent, env
 
 
 def _report(chosen: argparse.Namespace) -> None:
@@ -408,8 +492,9 @@ def _demo_run(name: str, preset: str | None, seeds: str, steps: int, run_dir: Pa
     """Bring one run of the demo to its end (it continues where an interrupted demo left it)."""
     torch.set_num_threads(1)
     dataset = load_dataset(_DEMO_DATASET)
-    agent = algorithm_class(name)(_seeds(seeds), preset=preset)
-    agent.fit(
+    kind = algorithm_class(name)
+    assert issubclass(kind, OfflineAgent)
+    kind(_seeds(seeds), preset=preset).fit(
         dataset,
         steps,
         eval_env=dataset.info.env_id,

@@ -1,9 +1,14 @@
 """The command line, run in process on a small dataset of a real environment."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from PIL import Image
 
 import corollary
 from corollary.cli import describe_options, main
@@ -11,6 +16,7 @@ from corollary.core.agent import algorithms
 from corollary.core.dataset import Dataset, DatasetInfo
 
 TINY = ["--set", "hidden=8,8", "--set", "batch_size=16"]
+ONLINE = [*TINY, "--set", "n_steps=8", "--set", "n_envs=2", "--eval-episodes", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +57,10 @@ def test_options_of_an_algorithm_are_all_explained(capsys, name):
     kind = algorithms()[name]
     _, out, _ = run(capsys, "algorithms", name)
     assert describe_options(kind) in out
-    for line in describe_options(kind).splitlines():
-        if line.startswith("  ") and "=" in line.split("  ")[1]:
-            assert len(line.strip().split("  ")) > 1, f"undocumented option: {line}"
+    _, *options = describe_options(kind).partition(f"{name} presets")[0].splitlines()
+    assert len(options) == len(dataclasses.fields(kind.config_type))
+    for line in options:
+        assert len(line.strip().split("  ")) > 1, f"undocumented option: {line}"
 
 
 def test_train_help_is_made_from_the_configs(capsys):
@@ -90,6 +97,124 @@ def test_train_eval_report_and_resume(capsys, data, tmp_path):
     assert "<html" in page.read_text()
 
 
+def test_online_train_eval_report_and_resume(capsys, tmp_path):
+    run_dir = str(tmp_path / "run")
+    train = ["train", "online.ppo", "--env", "CartPole-v1", "--run-dir", run_dir, *ONLINE]
+    status, out, err = run(capsys, *train, "--seeds", "0,3", "--steps", "32")
+    assert status == 0, err
+    assert "environment CartPole-v1, 2 per seed (sync)" in out
+    assert "32 environment steps per seed, seeds 0, 3" in out
+    assert "1 episodes in CartPole-v1 every 50000 steps" in out
+    assert f"corollary train --resume {run_dir}" in out
+
+    status, out, err = run(capsys, "train", "--resume", run_dir, "--steps", "48")
+    assert status == 0, err
+    agent = corollary.load_agent(f"{run_dir}/checkpoint")
+    assert (agent.step, agent.seeds, agent.config.n_envs) == (48, (0, 3), 2)
+    status, _, err = run(capsys, "train", "--resume", run_dir, "--env", "Acrobot-v1")
+    assert (status, "not env" in err) == (1, True)
+
+    for path in (run_dir, f"{run_dir}/checkpoint"):
+        result = tmp_path / "eval.json"
+        status, out, err = run(capsys, "eval", path, "--episodes", "2", "--json", str(result))
+        assert status == 0, err
+        assert np.shape(json.loads(result.read_text())["returns"]) == (2, 2)
+
+    page = tmp_path / "report.html"
+    status, out, err = run(capsys, "report", run_dir, "--out", str(page))
+    assert status == 0, err
+    assert "CartPole-v1" in page.read_text()
+
+
+@pytest.mark.parametrize(("asked", "evaluated"), [("none", None), ("Shining/Lamp-v0", "Shining/Lamp-v0")])
+def test_online_evaluation_is_where_asked(capsys, tmp_path, lamp, asked, evaluated):
+    run_dir = tmp_path / "run"
+    train = ["train", "online.ppo", "--env", "Pendulum-v1", "--eval-env", asked, "--run-dir", str(run_dir), *ONLINE]
+    status, _, err = run(capsys, *train, "--steps", "16")
+    assert status == 0, err
+    lines = (run_dir / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["env_id"] for line in lines] == ([] if evaluated is None else [evaluated])
+    assert main(["report", str(run_dir), "--out", str(tmp_path / "report.html")]) == 0
+    assert "is not finite" not in (tmp_path / "report.html").read_text()  # though no episode ended before the log
+
+
+def test_a_slash_in_an_environments_name_makes_no_folder(capsys, tmp_path, monkeypatch, lamp):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "online.ppo", "--env", lamp, "--steps", "16", *ONLINE]) == 0
+    (made,) = Path("runs").iterdir()
+    assert made.name.startswith("online.ppo-Shining-Lamp-v0-")
+
+
+def test_progress_shows_return_divergence_and_speed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    corollary.online.PPO("CartPole-v1", n_steps=64, hidden=(8,)).learn(64, eval_env="CartPole-v1", progress=True)
+    assert re.search(r"return \d+\.\d  KL \d\S*  SPS \d+  evaluated return \d+\.\d\s", capsys.readouterr().err)
+    corollary.online.SAC("Pendulum-v1", hidden=(8,), learning_starts=190).learn(200, progress=True)
+    assert re.search(r"return -\d+\.\d  SPS \d+\s", capsys.readouterr().err)
+
+
+class Lamp(gymnasium.Env):
+    """Pendulum's spaces; four steps of reward 1; a picture whose shade is 60 times the steps taken."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Box(
+        np.array([-1, -1, -8], np.float32), np.array([1, 1, 8], np.float32), dtype=np.float32
+    )
+    action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(3, np.float32), 1.0, self.t == 4, False, {}
+
+    def render(self):
+        return np.full((8, 8, 3), 60 * self.t, np.uint8)
+
+
+@pytest.fixture
+def lamp():
+    gymnasium.register("Shining/Lamp-v0", Lamp)
+    yield "Shining/Lamp-v0"
+    del gymnasium.registry["Shining/Lamp-v0"]
+
+
+@pytest.mark.parametrize("algorithm", ["offline.bc", "online.ppo"])
+def test_play_writes_what_a_run_does(capsys, data, tmp_path, lamp, algorithm):
+    run_dir = str(tmp_path / "run")
+    task = ["--dataset", data, "--env", "none", *TINY] if algorithm == "offline.bc" else ["--env", lamp, *ONLINE]
+    assert main(["train", algorithm, *task, "--steps", "16", "--seeds", "2", "--run-dir", run_dir]) == 0
+    capsys.readouterr()
+    gif = tmp_path / "a" / "rollout.gif"
+    where = ["--env", lamp] if algorithm == "offline.bc" else []
+    play = ["play", run_dir, *where, "--out", str(gif), "--seed-index", "1", "--stochastic"]
+    status, out, err = run(capsys, *play, "--episodes", "2")
+    assert status == 0, err
+    assert out == f"episode 1: return 4.0\nepisode 2: return 4.0\n{gif}\n"
+    with Image.open(gif) as image:
+        assert image.n_frames == 2 * (4 + 1)
+    status, out, err = run(capsys, *play, "--max-steps", "2")
+    assert status == 0, err
+    assert out.startswith("episode 1: return 2.0\n")
+
+    for wrong, says in (
+        (["--seed-index", "2"], "no seed index 2"),
+        (["--out", "rollout.avi"], ".gif or .mp4"),
+        (["--env", "NoSuch-v0"], "NoSuch"),
+        (["--episodes", "0"], "at least one episode"),
+    ):
+        status, _, err = run(capsys, *play, *wrong)
+        assert status == 1
+        assert says in err
+        assert err.count("\n") == 1
+
+
 def test_resume_refuses_other_settings(capsys, data, tmp_path):
     run_dir = str(tmp_path / "run")
     assert (
@@ -111,6 +236,9 @@ def test_resume_refuses_other_settings(capsys, data, tmp_path):
         (["train", "offline.prdc", "--preset", "halfchetah"], "halfcheetah"),
         (["train", "offline.prdc", "--seeds", "many"], "--seeds"),
         (["train", "offline.prdc", "--env", "CartPole-v1"], "CartPole-v1"),
+        (["train", "offline.prdc", "--env", "NoSuch-v0"], "NoSuch"),
+        (["train", "offline.prdc", "--eval-env", "CartPole-v1"], "offline.prdc evaluates in --env"),
+        (["train", "online.ppo", "--env", "CartPole-v1"], "drop --dataset"),
         (["algorithms", "offline.tdbc"], "offline.td3_bc"),
     ],
 )
@@ -121,6 +249,29 @@ def test_a_user_error_is_one_sentence_and_status_one(capsys, data, tmp_path, arg
     assert status == 1
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train"], "needs an algorithm"),
+        (["train", "online.ppo"], "online.ppo learns from an environment: give --env"),
+        (["train", "online.ppo", "--env", "NoSuch-v0"], "NoSuch"),
+        (["train", "online.ppo", "--env", "CartPole-v1", "--eval-env", "Acrobot-v1"], "Acrobot-v1"),
+        (["train", "online.ppo", "--env", "CartPole-v1", "--eval-env", "NoSuch-v0"], "NoSuch"),
+        (["train", "online.ppo", "--env", "CartPole-v1", "--set", "n_evns=2"], "'n_envs'"),
+        (["train", "online.sac", "--env", "CartPole-v1"], "needs continuous actions"),
+        (["train", "offline.bc"], "offline.bc learns from data: give --dataset"),
+        (["train", "offline.bc", "--env", "Pendulum-v1"], "offline.bc learns from data: give --dataset"),
+    ],
+)
+def test_a_task_of_the_wrong_kind_is_one_sentence(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert says in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_dataset_and_missing_run(capsys, tmp_path):

@@ -26,7 +26,9 @@ REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
 DEVELOPMENT = {"dev", "docs"}  # extras that the library itself never imports
 IMPORT_NAMES = {
+    "imageio-ffmpeg": "imageio_ffmpeg",
     "open-spiel": "pyspiel",
+    "pillow": "PIL",
     "stable-baselines3": "stable_baselines3",
     "torch-geometric": "torch_geometric",
 }
