@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format clean
+.PHONY: help run test lint format notebooks clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ lint: $(READY)  ## style, format, types, import contract
 format: $(READY)  ## apply what `make lint` asks for where it can be done automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: $(READY)  ## run the notebooks in full and write them with their outputs
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks]'
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/_render.py
 
 clean:  ## remove the environment, caches and build results; runs/ is kept
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -24,7 +24,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
-DEVELOPMENT = {"dev", "docs"}  # extras that the library itself never imports
+DEVELOPMENT = {"bench", "dev", "docs", "notebooks"}  # extras that the library itself never imports
 IMPORT_NAMES = {
     "imageio-ffmpeg": "imageio_ffmpeg",
     "open-spiel": "pyspiel",
