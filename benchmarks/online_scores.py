@@ -97,7 +97,7 @@ def write_table(out: Path) -> None:
     runs = [run for path in find_runs(out) if (run := Run.read(path)).evaluations]
     scores: dict[str, dict[str, np.ndarray]] = {}
     for run in runs:
-        scores.setdefault(str(run.env_id), {})[run.algorithm.partition(".")[2]] = run.last_scores
+        scores.setdefault(str(run.env_id), {})[run.algorithm.partition(".")[2]] = run.last_scores()
     peers = json.loads((out / "peers.json").read_text()) if (out / "peers.json").exists() else {}
     for env_id, by_name in peers.items():
         for name, returns in by_name.items():

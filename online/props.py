@@ -113,7 +113,7 @@ class PROPSConfig(OnPolicyConfig):
         self.require("behaviour_clip", 0 < self.behaviour_clip < 1, "in (0, 1)")
         m, n = self.behaviour_steps, self.n_steps
         self.require("behaviour_steps", m >= 1 and n % m == 0, f"a divisor of n_steps={n}")
-        some_stay = m < self.buffer_batches * n or self.behaviour_epochs == 0
+        some_stay = m < self.buffer_batches * n
         self.require("behaviour_steps", some_stay, "less than the buffer holds: nothing would be left to adapt to")
 
 

@@ -198,6 +198,7 @@ def test_updates_see_unit_actions_and_normalised_states(kind) -> None:
     assert torch.equal(batch.reward, raw.reward)
 
 
+@pytest.mark.rung(5, "online.sac", "online.mdpo_off")
 @BOTH
 def test_targets_bootstrap_across_a_time_limit_and_not_across_a_termination(kind) -> None:
     agent = kind(Counter, **SMALL).learn(60)

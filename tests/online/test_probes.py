@@ -95,6 +95,15 @@ def test_the_action_that_the_observation_asks_for_is_chosen(kind, discrete) -> N
     np.testing.assert_allclose(action, np.tile([1, 0] if discrete else [0.5, -0.5], (2, 1)), atol=0.2)
 
 
+@pytest.mark.rung(2, "online.sac", "online.mdpo_off")
+@pytest.mark.parametrize("kind", [k for name, k in KINDS.items() if name not in ON_POLICY])
+def test_methods_with_a_replay_find_the_number_that_the_observation_asks_for(kind) -> None:
+    """With their defaults, but for the 10 000 random steps that come first in these."""
+    agent = kind(lambda: Choice(False), learning_starts=500).learn(1500)
+    action = agent.act(torch.tensor([[[1.0, 0], [-1.0, 0]]])).flatten()
+    np.testing.assert_allclose(action, [0.5, -0.5], atol=0.2)
+
+
 class Endless(gymnasium.Env[Any, Any]):
     """Reward 1 for ever, cut every 10 steps: the value is 1 / (1 - gamma), but 1 on average per step left if cut."""
 
