@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import corollary
 from corollary.core.distributions import DiagonalGaussian
 from corollary.core.errors import ConfigError
 from corollary.online import PPO, SPO
@@ -202,10 +203,21 @@ def test_settings_that_contradict_are_named() -> None:
 @pytest.mark.repro
 @pytest.mark.parametrize(
     ("env", "preset", "steps", "least"),
-    [("CartPole-v1", "cleanrl_classic", 200_000, 400), ("Acrobot-v1", "zoo_acrobot", 300_000, -100)],
+    [("CartPole-v1", "cleanrl_classic", 500_000, 475), ("Acrobot-v1", "zoo_acrobot", 300_000, -100)],
 )
 def test_published_settings_reach_the_published_return(env, preset, steps, least) -> None:
-    """CleanRL's and RL-Zoo's settings; thresholds of the reference card, section 11."""
+    """Published: CleanRL 490.0 +- 6.1 on CartPole at 500k steps; RL-Zoo -73.5 (over episodes 18.2) at 1M on Acrobot."""
     agent = PPO(env, 3, preset=preset).learn(steps)
     means = [np.mean(list(returns)[-20:]) for returns in agent.recent_returns]
+    print(env, means)
     assert min(means) >= least, means
+
+
+@pytest.mark.slow
+@pytest.mark.repro
+def test_pendulum_is_balanced_with_a_short_horizon() -> None:
+    """RL-Zoo's settings without its exploration, 1.5e5 steps: published -172 in 1e5 (spread over episodes 104)."""
+    agent = PPO("Pendulum-v1", 3, preset="zoo_pendulum").learn(150_000)
+    returns = corollary.evaluate(agent, "Pendulum-v1", 20).mean_return
+    print("Pendulum-v1", returns)
+    assert (returns >= -250).all()
