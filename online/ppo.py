@@ -110,8 +110,8 @@ class PPO(OnPolicyAgent[PPOConfig]):
         ),
         "tianshou": Preset(
             {"n_envs": 8, "n_steps": 256, "adam_eps": 1e-8, "normalize_advantage": "none", "initial_log_std": -0.5}
-            | {"recompute_advantage": True, "joint_grad_norm": True, "normalize_reward": "done"},
-            "thu-ml/tianshou mujoco_ppo.py [code], its return scaling replaced by reward scaling",
+            | {"recompute_advantage": True, "joint_grad_norm": True, "normalize_reward": "none", "scale_returns": True},
+            "thu-ml/tianshou mujoco_ppo.py [code]",
         ),
         "zoo_cartpole": Preset(
             {"n_envs": 8, "n_steps": 32, "batch_size": 256, "n_epochs": 20, "discount": 0.98, "trace_decay": 0.8}
