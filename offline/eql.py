@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..core.actor_critic import weighted_mean
 from ..core.config import Preset
-from .in_sample import InSampleAgent, InSampleConfig, shifted_exponents
+from .in_sample import AdvantageCloningAgent, InSampleConfig, shifted_exponents
 from .weighted_cloning import exponential_weight
 
 LARGEST_EXPONENT = 5.0
@@ -76,7 +76,7 @@ def exponential_value_loss(residual: Tensor, alpha: float, weight: Tensor | None
 _ANTMAZE = {"reward_transform": "antmaze_minus1", "actor_lr": 2e-4, "critic_lr": 2e-4, "value_lr": 2e-4}
 
 
-class EQL(InSampleAgent[EQLConfig]):
+class EQL(AdvantageCloningAgent[EQLConfig]):
     """Exponential Q-learning (Xu et al., 2023); see the module's head."""
 
     algorithm: ClassVar[str] = "offline.eql"

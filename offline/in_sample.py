@@ -9,7 +9,7 @@ Order of a step: V, then policy (weights from the target critics and the *new* V
 V), then Polyak averaging of the target critics. The order is that of ikostrikov/implicit_q_learning, from which the
 codes of the others descend.
 
-A method defines two functions: the value loss and the policy's weight.
+A method defines the value loss, and either the weight of a logged action or a policy's step of its own (FamO2O).
 """
 
 import math
@@ -83,19 +83,15 @@ C = TypeVar("C", bound=InSampleConfig)
 
 
 class InSampleAgent(WeightedCloningAgent[C]):
-    """The core's networks and update order; a method defines the value loss and the policy's weight."""
+    """The core's networks and update order; a method defines the value loss and the policy's step."""
 
     @abstractmethod
     def implicit_value_loss(self, residual: Tensor, weight: Tensor | None) -> Tensor:
         """Return the loss ``[S]`` of the residuals ``u = Q - V [S, B]``, to be minimised in V; Q is a constant."""
 
-    def policy_weight(self, residual: Tensor) -> Tensor:
-        """Return the weight ``[S, B]`` with which each logged action is cloned, from its advantage ``u [S, B]``."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither policy_weight nor improve.")
-
+    @abstractmethod
     def improve(self, batch: Batch, advantage: Tensor) -> Metrics:
         """Take the policy's step, given the advantages ``u [S, B]`` of the logged actions."""
-        return self.policy_step(batch.obs, batch.action, self.policy_weight(advantage), batch.weight)
 
     def critic_loss(self, q: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Return the loss ``[S]`` of critics ``[S, 2, B]`` and targets ``[S, B]``."""
@@ -155,3 +151,15 @@ class InSampleAgent(WeightedCloningAgent[C]):
         loss = self.implicit_value_loss(q_target - value, batch.weight)
         descend(self.optimizers["value"], loss)
         return value.detach(), {"value_loss": loss.detach(), "value": value.detach().mean(1)}
+
+
+class AdvantageCloningAgent(InSampleAgent[C]):
+    """The core with one policy; a method defines the value loss and the weight of a logged action."""
+
+    @abstractmethod
+    def policy_weight(self, residual: Tensor) -> Tensor:
+        """Return the weight ``[S, B]`` with which each logged action is cloned, from its advantage ``u [S, B]``."""
+
+    def improve(self, batch: Batch, advantage: Tensor) -> Metrics:
+        """Take one step of weighted cloning."""
+        return self.policy_step(batch.obs, batch.action, self.policy_weight(advantage), batch.weight)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..core.actor_critic import weighted_mean
 from ..core.config import Preset
-from .in_sample import InSampleAgent, InSampleConfig
+from .in_sample import AdvantageCloningAgent, InSampleConfig
 from .weighted_cloning import exponential_weight
 
 
@@ -60,7 +60,7 @@ def expectile_loss(residual: Tensor, expectile: float, weight: Tensor | None = N
     return weighted_mean(asymmetry * residual.square(), weight)
 
 
-class IQL(InSampleAgent[IQLConfig]):
+class IQL(AdvantageCloningAgent[IQLConfig]):
     """Implicit Q-learning (Kostrikov et al., 2022); see the module's head."""
 
     algorithm: ClassVar[str] = "offline.iql"

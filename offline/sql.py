@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core.actor_critic import weighted_mean
 from ..core.config import Preset
-from .in_sample import InSampleAgent, InSampleConfig
+from .in_sample import AdvantageCloningAgent, InSampleConfig
 from .weighted_cloning import WIDEST_WEIGHT
 
 
@@ -71,7 +71,7 @@ def sparse_value_loss(residual: Tensor, alpha: float, weight: Tensor | None = No
 _ANTMAZE = {"reward_transform": "antmaze_minus1", "actor_lr": 2e-4, "critic_lr": 2e-4, "value_lr": 2e-4}
 
 
-class SQL(InSampleAgent[SQLConfig]):
+class SQL(AdvantageCloningAgent[SQLConfig]):
     """Sparse Q-learning (Xu et al., 2023); see the module's head."""
 
     algorithm: ClassVar[str] = "offline.sql"

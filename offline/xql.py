@@ -34,7 +34,7 @@ from ..core.actor_critic import weighted_mean
 from ..core.agent import Metrics
 from ..core.config import Preset
 from ..core.dataset import Batch
-from .in_sample import InSampleAgent, InSampleConfig, shifted_exponents
+from .in_sample import AdvantageCloningAgent, InSampleConfig, shifted_exponents
 from .weighted_cloning import exponential_weight
 
 NOISE_BOUND = 0.5
@@ -97,7 +97,7 @@ _ANTMAZE = {"beta": 10.0, "reward_transform": "antmaze_minus1", "actor_lr_decay_
 _KITCHEN = {"beta": 0.5, "dropout": 0.1, "reward_transform": "none"}
 
 
-class XQL(InSampleAgent[XQLConfig]):
+class XQL(AdvantageCloningAgent[XQLConfig]):
     """Extreme Q-learning (Garg et al., 2023); see the module's head."""
 
     algorithm: ClassVar[str] = "offline.xql"

@@ -1,8 +1,7 @@
-"""EQL: losses by hand, limits, EQL-1 (one state, exact fixed points on MDPs), optimal weights, probes, updates."""
+"""EQL: losses by hand, limits, EQL-1 (one state), optimal weights, updates."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +15,6 @@ from corollary.offline.xql import gumbel_loss
 
 from .plain import HIGH, LOW
 from .plain_in_sample import PlainInSample, difference
-from .probes import STATE_OF_ROW, choice_probe, mean_values, time_limit_probe, value_probe
-from .tabular import descended, largest_gradient, soft_value
 
 
 def f64(*numbers: float) -> Tensor:
@@ -144,81 +141,6 @@ def test_unscaled_weight_solves_the_regularised_problem() -> None:
     # Control: the code's factor 10 gives another policy, and a worse one here.
     released = mu * EQL(alpha=alpha).policy_weight(values - value)
     assert objective(released / released.sum()) < value - 1e-2
-
-
-# ----------------------------------------------------------------------------------------------- exact twin
-
-
-@pytest.mark.rung(3, "offline.eql")
-@pytest.mark.theory
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 5.0])
-def test_eql_1_fixed_point_on_an_mdp(finite_mdp, seed, alpha) -> None:
-    # No action in the data is rarer than 1/8 > e^-5, so that the clip never binds.
-    mdp = finite_mdp(seed)
-    exact = soft_value(mdp, alpha)
-    agent = EQL(alpha=alpha)
-    assert largest_gradient(agent, mdp, exact) < 1e-12
-    for wrong in (2 * alpha, alpha / 2):  # controls: another alpha, and no terminations
-        assert largest_gradient(agent, mdp, soft_value(mdp, wrong)) > 1e-6
-    assert largest_gradient(agent, mdp, exact, bootstrap_always=True) > 1e-6
-
-
-@pytest.mark.theory
-def test_eql_1_descent_from_zero_arrives(finite_mdp) -> None:
-    # One row's curvature is at most e^{z - m} / alpha^2 <= 1 / alpha^2 for V and 2 for Q.
-    mdp = finite_mdp(0)
-    value, q = descended(EQL(alpha=1.0), mdp, 1.0, 2.0, sweeps=700)
-    exact = soft_value(mdp, 1.0)
-    np.testing.assert_allclose(value, exact, rtol=0, atol=1e-8)
-    covered = mdp.behaviour_SA > 0
-    np.testing.assert_allclose(q[covered], mdp.q_of(exact)[covered], rtol=0, atol=1e-8)
-
-
-# ---------------------------------------------------------------------------------------------------- probes
-#
-# Defaults but for the rewards, which are taken as they are: return_range makes the range of returns 1000, which is
-# of order 1 per step for episodes of 1000 steps but 333 for these of one or two.
-
-
-@pytest.mark.rung(2, "offline.eql")
-def test_values_with_the_defaults() -> None:
-    # Rewards are deterministic, so V = Q for every alpha, and Q = 1, -1, 1 + gamma V(0), gamma V(1). The target
-    # critics have gone the share 1 - 0.995^300 = 0.778 of their way, and V follows them.
-    agent = EQL(reward_transform="none").fit(value_probe(), 300)
-    q, spread = mean_values(agent, value_probe(), STATE_OF_ROW)
-    with torch.no_grad():
-        value = agent.value(torch.eye(4)[None])[0].tolist()
-    assert (spread < 0.1).all()  # the action does not matter
-    assert q[:2] == pytest.approx([1, -1], abs=0.02)
-    assert value[:2] == pytest.approx([0.778, -0.778], abs=0.08)
-    assert q[2:] == pytest.approx([1 + 0.99 * value[0], 0.99 * value[1]], abs=0.03)
-
-
-@pytest.mark.rung(2, "offline.eql")
-def test_chooses_the_weighted_mean_of_good_actions_with_the_defaults() -> None:
-    # V = 2 log mean e^{r / 2}, weights e^{5 (r - V)}: 0.462 for infinitely many rows, 0 for cloning.
-    dataset = choice_probe()
-    agent = EQL(reward_transform="none").fit(dataset, 300)
-    state, action, reward = dataset.transitions().obs[:, 0].numpy(), dataset.actions[:, 0], dataset.rewards
-    expected = []
-    for s in (-1, 1):
-        r = reward[state == s].astype(float)
-        weight = np.exp(5 * (r - 2 * np.log(np.exp(r / 2).mean())))
-        assert weight.max() < 100
-        expected.append(np.average(action[state == s], weights=weight))
-    assert np.abs(expected) == pytest.approx([0.462, 0.462], abs=0.05)
-    assert agent.predict(np.array([[-1.0], [1.0]]))[0][:, 0] == pytest.approx(expected, abs=0.1)
-
-
-@pytest.mark.rung(5, "offline.eql")
-@pytest.mark.parametrize(("cut_is_termination", "expected"), [(False, 5.0), (True, 2.5)])
-def test_a_time_limit_does_not_end_the_world(cut_is_termination, expected) -> None:
-    # Not the defaults: gamma, and with it the rates. Q does not depend on the action, so V = Q for every alpha.
-    options = {"discount": 0.8, "tau": 0.1, "critic_lr": 1e-3, "value_lr": 1e-3, "reward_transform": "none"}
-    agent = EQL(hidden=(64, 64), batch_size=128, **options).fit(time_limit_probe(cut_is_termination), 500)
-    value, _ = mean_values(agent, time_limit_probe(cut_is_termination), np.zeros(400))
-    assert value[0] == pytest.approx(expected, abs=0.25)
 
 
 # --------------------------------------------------------------------------------------- plain implementation

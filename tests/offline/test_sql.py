@@ -1,4 +1,4 @@
-"""SQL: losses by hand, limits, SQL-1 (one state, exact fixed points on MDPs), optimal weights, probes, updates."""
+"""SQL: losses by hand, limits, SQL-1 (one state), optimal weights, updates."""
 
 import itertools
 
@@ -15,8 +15,7 @@ from corollary.offline.sql import density_ratio, sparse_value_loss
 
 from .plain import HIGH, LOW
 from .plain_in_sample import PlainInSample, difference
-from .probes import STATE_OF_ROW, choice_probe, mean_values, time_limit_probe, value_probe
-from .tabular import descended, largest_gradient, root_of_density, sparse_value
+from .tabular import root_of_density, sparse_value
 
 
 def f64(*numbers: float) -> Tensor:
@@ -146,31 +145,6 @@ def test_the_theory_s_weight_solves_the_regularised_problem(alpha) -> None:
 # ----------------------------------------------------------------------------------------------- exact twin
 
 
-@pytest.mark.rung(3, "offline.sql")
-@pytest.mark.theory
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("alpha", [0.05, 0.2])
-def test_sql_1_fixed_point_on_an_mdp(finite_mdp, seed, alpha) -> None:
-    mdp = finite_mdp(seed)
-    exact = sparse_value(mdp, alpha)
-    agent = SQL(alpha=alpha)
-    assert largest_gradient(agent, mdp, exact) < 1e-12
-    for wrong in (2 * alpha, alpha / 2):  # controls: another alpha, and no terminations
-        assert largest_gradient(agent, mdp, sparse_value(mdp, wrong)) > 1e-6
-    assert largest_gradient(agent, mdp, exact, bootstrap_always=True) > 1e-6
-
-
-@pytest.mark.theory
-def test_sql_1_descent_from_zero_arrives(finite_mdp) -> None:
-    # One row's curvature is at most 1 / (2 alpha^2) for V and 2 for Q.
-    mdp, alpha = finite_mdp(0), 0.2
-    value, q = descended(SQL(alpha=alpha), mdp, 1 / (2 * alpha**2), 2.0, sweeps=500)
-    exact = sparse_value(mdp, alpha)
-    np.testing.assert_allclose(value, exact, rtol=0, atol=1e-8)
-    covered = mdp.behaviour_SA > 0
-    np.testing.assert_allclose(q[covered], mdp.q_of(exact)[covered], rtol=0, atol=1e-8)
-
-
 @pytest.mark.theory
 def test_fixed_point_lies_between_behaviour_and_the_best_in_the_data(finite_mdp) -> None:
     mdp = finite_mdp(1)
@@ -178,51 +152,6 @@ def test_fixed_point_lies_between_behaviour_and_the_best_in_the_data(finite_mdp)
     assert all((after <= before + 1e-12).all() for before, after in itertools.pairwise(values))
     np.testing.assert_allclose(values[0], mdp.best_value(mdp.behaviour_SA > 0), rtol=0, atol=0.01)
     np.testing.assert_allclose(values[-1], mdp.policy_value(mdp.behaviour_SA), rtol=0, atol=1e-12)
-
-
-# ---------------------------------------------------------------------------------------------------- probes
-#
-# Defaults but for the rewards, which are taken as they are: return_range makes the range of returns 1000, which is
-# of order 1 per step for episodes of 1000 steps but 333 for these of one or two.
-
-
-@pytest.mark.rung(2, "offline.sql")
-def test_values_with_the_defaults() -> None:
-    # Rewards are deterministic, so V = Q for every alpha, and Q = 1, -1, 1 + gamma V(0), gamma V(1). The target
-    # critics have gone the share 1 - 0.995^300 = 0.778 of their way, and V follows them.
-    agent = SQL(reward_transform="none").fit(value_probe(), 300)
-    q, spread = mean_values(agent, value_probe(), STATE_OF_ROW)
-    with torch.no_grad():
-        value = agent.value(torch.eye(4)[None])[0].tolist()
-    assert (spread < 0.1).all()  # the action does not matter
-    assert q[:2] == pytest.approx([1, -1], abs=0.02)
-    assert value[:2] == pytest.approx([0.778, -0.778], abs=0.08)
-    assert q[2:] == pytest.approx([1 + 0.99 * value[0], 0.99 * value[1]], abs=0.03)
-
-
-@pytest.mark.rung(2, "offline.sql")
-def test_chooses_the_weighted_mean_of_good_actions_with_the_defaults() -> None:
-    # With alpha = 1 no reward is more than 2 below the mean, so V is the mean; weights max(r - V, 0): 0.449 for
-    # infinitely many rows, 0 for cloning.
-    dataset = choice_probe()
-    agent = SQL(reward_transform="none").fit(dataset, 300)
-    state, action, reward = dataset.transitions().obs[:, 0].numpy(), dataset.actions[:, 0], dataset.rewards
-    expected = []
-    for s in (-1, 1):
-        r = reward[state == s].astype(float)
-        expected.append(np.average(action[state == s], weights=np.maximum(r - r.mean(), 0)))
-    assert np.abs(expected) == pytest.approx([0.449, 0.449], abs=0.05)
-    assert agent.predict(np.array([[-1.0], [1.0]]))[0][:, 0] == pytest.approx(expected, abs=0.1)
-
-
-@pytest.mark.rung(5, "offline.sql")
-@pytest.mark.parametrize(("cut_is_termination", "expected"), [(False, 5.0), (True, 2.5)])
-def test_a_time_limit_does_not_end_the_world(cut_is_termination, expected) -> None:
-    # Not the defaults: gamma, and with it the rates. Q does not depend on the action, so V = Q for every alpha.
-    options = {"discount": 0.8, "tau": 0.1, "critic_lr": 1e-3, "value_lr": 1e-3, "reward_transform": "none"}
-    agent = SQL(hidden=(64, 64), batch_size=128, **options).fit(time_limit_probe(cut_is_termination), 500)
-    value, _ = mean_values(agent, time_limit_probe(cut_is_termination), np.zeros(400))
-    assert value[0] == pytest.approx(expected, abs=0.25)
 
 
 # --------------------------------------------------------------------------------------- plain implementation
