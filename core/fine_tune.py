@@ -201,7 +201,7 @@ class Experience:
         if share == 0 or data is None:  # `learn` has refused any other share without data
             return lived
         rows, weight = self.agent.sampler.rows(step, size)
-        logged = data.gather(rows)._replace(weight=weight)
+        logged = data.gather(rows, weight)
         if share is None:
             part = len(data) / (len(data) + self.replay.sizes.to(self.agent.dtype))
             from_data = self._mix.uniform(step, (size,)) < part.unsqueeze(1)

@@ -70,8 +70,7 @@ def fit(
     loop = Loop(agent, writer, eval_env, eval_episodes, callbacks)
     with interruption() as interrupted, writer or nullcontext(), Progress(agent, target, progress) as bar:
         while agent.step < target and not loop.stopped:
-            rows, weight = agent.sampler.rows(agent.step, agent.config.batch_size)
-            metrics = agent.update(data.gather(rows)._replace(weight=weight))
+            metrics = agent.update(data.gather(*agent.sampler.rows(agent.step, agent.config.batch_size)))
             agent.step += 1
             done = agent.step == target
             loop.pending.append(metrics)

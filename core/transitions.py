@@ -99,13 +99,14 @@ class Transitions:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def gather(self, index: Tensor) -> Batch:
+    def gather(self, index: Tensor, weight: Tensor | None = None) -> Batch:
         """Return the transitions at `index` (int64, any shape, on the same device) as one `Batch`.
 
-        The cost is one `torch.index_select`; the fields are views of its result.
+        `weight`, of the shape of `index`, becomes the batch's. The cost is one `torch.index_select`; the other fields
+        are views of its result.
         """
         rows = self._rows.index_select(0, index.reshape(-1)).view(*index.shape, self._rows.shape[1])
-        return Batch(**self._split(rows), index=index)
+        return Batch(**self._split(rows), index=index, weight=weight)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Transitions":
         """Return them on `device`, floating-point fields as `dtype`; `self` if nothing changes."""
