@@ -120,6 +120,13 @@ def conjugate(residual: Tensor, f: Divergence) -> Tensor:
     return (residual / 2 + 1).clamp(min=0).square() - 1
 
 
+def dual_terms(
+    value: Tensor, residual: Tensor, lambda_: float, f: Divergence, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the two terms of V's loss, ``(1 - lambda) mean v`` and ``lambda mean f*(d)``, over ``[..., B]``."""
+    return (1 - lambda_) * weighted_mean(value, weight), lambda_ * weighted_mean(conjugate(residual, f), weight)
+
+
 def cloning_weight(residual: Tensor, f: Divergence, kind: PolicyWeight) -> Tensor:
     """Return the policy's weight, elementwise, at most 100; of kind "theory" it is the slope of ``f*``."""
     if f == "reverse_kl":
@@ -251,12 +258,11 @@ class ODICE(WeightedCloningAgent[ODICEConfig]):
         value = self.value(batch.obs)
         next_value = self.value(batch.next_obs) if cfg.gradient == "true" else self._target(batch.next_obs)
         forward = self._aim(batch, next_value) - value
-        level = (1 - cfg.lambda_) * _mean(value, batch)
-        forward_loss = cfg.lambda_ * _mean(conjugate(forward, cfg.f), batch)
+        level, forward_loss = self._terms(batch, value, forward)
         metrics = {"value_loss": (level + forward_loss).detach(), "value": value.detach().mean((1, 2))}
         if cfg.gradient == "orthogonal":
             backward = self._aim(batch, self.value(batch.next_obs)) - self._target(batch.obs)
-            backward_loss = cfg.lambda_ * cfg.eta * _mean(conjugate(backward, cfg.f), batch)
+            backward_loss = cfg.eta * self._terms(batch, value, backward)[1]
             metrics |= {"backward_loss": backward_loss.detach()}
             metrics |= {"projection": self._orthogonal_step(level, forward_loss, backward_loss)}
         else:
@@ -273,6 +279,12 @@ class ODICE(WeightedCloningAgent[ODICEConfig]):
         step_along(self.optimizers["value"], torch._foreach_add(torch._foreach_add(gradient, forward), projected))
         return coefficient
 
+    def _terms(self, batch: Batch, value: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Average the loss's two terms over the heads: ``[S, M, B]`` to ``[S]``."""
+        weight = None if batch.weight is None else batch.weight.unsqueeze(1)
+        level, penalty = dual_terms(value, residual, self.config.lambda_, self.config.f, weight)
+        return level.mean(1), penalty.mean(1)
+
     def _aim(self, batch: Batch, next_value: Tensor) -> Tensor:
         """``r + gamma (1 - end) v'`` for ``v' [S, M, B]``."""
         return td_target(batch.reward.unsqueeze(1), batch.terminated.unsqueeze(1), next_value, self.config.discount)
@@ -282,8 +294,3 @@ class ODICE(WeightedCloningAgent[ODICEConfig]):
         with torch.no_grad():
             value: Tensor = self.value_target(obs).amin(1, keepdim=True)
         return value
-
-
-def _mean(values: Tensor, batch: Batch) -> Tensor:
-    """Mean over rows, with their weights, and heads: ``[S, M, B]`` to ``[S]``."""
-    return weighted_mean(values, None if batch.weight is None else batch.weight.unsqueeze(1)).mean(1)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.actor_critic import critic_loss, weighted_mean
+from ...core.actor_critic import critic_loss
 from ...offline.cql import conservative_gap
 from ...offline.eql import LARGEST_EXPONENT, exponential_value_loss
 from ...offline.iql import expectile_loss
-from ...offline.odice import Divergence, PolicyWeight, cloning_weight, conjugate, orthogonal_part
+from ...offline.odice import Divergence, PolicyWeight, cloning_weight, conjugate, dual_terms, orthogonal_part
 from ...offline.sql import sparse_value_loss
 from ...offline.weighted_cloning import WIDEST_WEIGHT
 from ...offline.xql import XQLConfig, gumbel_loss
@@ -948,13 +948,9 @@ def _small_rewards(draw: Draw, scale: float = 0.03) -> Iterator[Case]:
         yield case.with_parts(mdp=case.mdp.replace(reward=scale * case.mdp.reward))
 
 
-def _dual_loss(residual: Tensor, rows: Tensor, level: float, f: Divergence) -> Tensor:
-    """``(1 - lambda) v + lambda f*(Q - v)``, up to a constant, with the library's conjugate."""
-    return weighted_mean(level * conjugate(residual, f) - (1 - level) * residual, rows)
-
-
 def _odice_value(case: Case, level: float, f: Divergence = "chi2") -> Tensor:
-    return in_sample_value(case.mdp, case.behaviour, lambda u, w: _dual_loss(u, w, level, f))
+    # v is Q - u, of which Q is a constant.
+    return in_sample_value(case.mdp, case.behaviour, lambda u, w: torch.add(*dual_terms(-u, u, level, f, w)))
 
 
 def _odice_values(case: Case) -> Tensor:
