@@ -178,7 +178,8 @@ def _check(chosen: argparse.Namespace) -> None:
             done.append(result)
             live.update(terminal_table(done))
 
-        results = run_checks(checks, chosen.tier, chosen.seed, tell=show)
+        adversary = False if chosen.keep else None  # what was just found is kept, and tried as such
+        results = run_checks(checks, chosen.tier, chosen.seed, adversary=adversary, tell=show)
     print(summary_line(results))
     about = {"tier": chosen.tier, "seed": chosen.seed}
     if chosen.json:

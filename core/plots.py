@@ -33,7 +33,8 @@ _GREY = "#5f6368"
 _LINE: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
 _RC = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # Verdana's letters are as wide, where a reader lacks the first
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.labelcolor": "#202124",
@@ -50,6 +51,7 @@ _RC = {
     "xtick.labelcolor": "#202124",
     "ytick.labelcolor": "#202124",
     "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: as outlines it would be most of a small figure
     "svg.hashsalt": "corollary",  # equal runs give equal bytes
 }
 

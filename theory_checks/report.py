@@ -15,7 +15,6 @@ from .run import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SCHEMA = 1
 
@@ -292,13 +291,3 @@ def _draw_rate(axes: "Axes", result: Result) -> str:
     axes.set(xlabel="T", ylabel="error")
     axes.legend(frameon=False, fontsize=8)
     return "Slope only: the height of the claimed line is chosen so that it begins where the measurements do."
-
-
-def bound_figure(result: Result) -> "Figure":
-    """Return the picture of one result as a Matplotlib figure, for notebooks."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    (_draw_rate if result.curve else _draw_residuals if result.check.kind == "identity" else _draw_bound)(axes, result)
-    return figure

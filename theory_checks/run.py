@@ -1,9 +1,10 @@
 """Running checks: every claim on its problems, every mutant, the search for tight problems; and what came out."""
 
+import itertools
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,16 +126,23 @@ def run_checks(
     tell: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """Run checks one after the other and `tell` each result as it comes."""
-    results, statistical = [], 0
-    for check in checks:
-        statistical += check.kind in ("mean", "probability", "rate")
-        results.append(run_check(check, tier, seed, max(1, statistical), adversary))
+    results = []
+    for check, number in numbered(checks):
+        results.append(run_check(check, tier, seed, number, adversary))
         tell(results[-1])
     return results
 
 
+def numbered(checks: Iterable[Check]) -> Iterator[tuple[Check, int]]:
+    """Yield each check with its position among the statistical ones of a run, from 1; it sets the error budget."""
+    statistical = 0
+    for check in checks:
+        statistical += check.kind in ("mean", "probability", "rate")
+        yield check, max(1, statistical)
+
+
 def _run(check: Check, tier: Tier, seed: int, number: int, adversary: bool) -> Result:
-    alpha = error_budget(number)
+    shares = _shares(number)
     left_out: dict[str, int] = {}
     points: list[Point] = []
     notes: list[str] = []
@@ -144,7 +152,7 @@ def _run(check: Check, tier: Tier, seed: int, number: int, adversary: bool) -> R
         if cases is None:
             continue
         for case in _admitted(check, cases(_draw(check, tier, seed)), left_out):
-            new, note, found = _decide(check, case, check.measure, check.bound, alpha, origin)
+            new, note, found = _decide(check, case, check.measure, check.bound, shares, origin)
             points += new
             notes += [note] if note else []
             curve |= found
@@ -154,8 +162,8 @@ def _run(check: Check, tier: Tier, seed: int, number: int, adversary: bool) -> R
         tightest = search(check, tier, seed) if adversary else kept(check)
         if tightest is not None:
             built = check.adversary.build(tightest)
-            points += _decide(check, built, check.measure, check.bound, alpha, "adversary")[0]
-    killed = tuple(_try_mutant(check, index, tier, seed, alpha) for index in range(len(check.mutants)))
+            points += _decide(check, built, check.measure, check.bound, shares, "adversary")[0]
+    killed = tuple(_try_mutant(check, index, tier, seed, _shares(number)) for index in range(len(check.mutants)))
     return Result(
         check, _verdict(check, points, killed, vacuous), tuple(points), killed, left_out, 0.0, "; ".join(notes), curve
     )
@@ -171,6 +179,12 @@ def _verdict(check: Check, points: Sequence[Point], killed: Sequence[Killed], va
     if vacuous or not all(k.caught for k in killed):
         return "VACUOUS"
     return "CONSISTENT" if check.kind == "rate" else "PASS"
+
+
+def _shares(number: int) -> Iterator[float]:
+    """Yield the error probability of each problem of check `number`; with all other checks' they add up to 1e-4."""
+    whole = error_budget(number)
+    return (error_budget(problem, whole) for problem in itertools.count(1))
 
 
 def _draw(check: Check, tier: Tier, seed: int) -> Draw:
@@ -206,7 +220,7 @@ def _part(case: Case, keep: Tensor) -> Case:
 
 
 def _decide(
-    check: Check, case: Case, measure: Function, bound: Function, alpha: float, origin: str
+    check: Check, case: Case, measure: Function, bound: Function, shares: Iterator[float], origin: str
 ) -> tuple[list[Point], str, dict[str, list[float]]]:
     measured, claimed = measure(case), bound(case)
     if check.kind in ("identity", "inequality", "fact"):
@@ -224,9 +238,9 @@ def _decide(
         if check.kind == "mean":
             assert check.range is not None
             low, high = check.range if isinstance(check.range, tuple) else check.range(case)[i].tolist()
-            interval = mean_at_most(runs, limit, alpha, low, high)
+            interval = mean_at_most(runs, limit, next(shares), low, high)
         else:
-            interval = probability_at_most(runs, limit, alpha)
+            interval = probability_at_most(runs, limit, next(shares))
         points.append(
             Point(
                 name,
@@ -272,7 +286,7 @@ def _compared(check: Check, case: Case, measured: Tensor, claimed: Tensor, origi
     ]
 
 
-def _try_mutant(check: Check, index: int, tier: Tier, seed: int, alpha: float) -> Killed:
+def _try_mutant(check: Check, index: int, tier: Tier, seed: int, shares: Iterator[float]) -> Killed:
     mutant = check.mutants[index]
     measure, bound = mutant.measure or check.measure, mutant.bound or check.bound
     sources: list[Cases] = [mutant.cases] if mutant.cases is not None else [check.cases]
@@ -284,7 +298,7 @@ def _try_mutant(check: Check, index: int, tier: Tier, seed: int, alpha: float) -
         # A mutant with cases of its own may break an assumption: that is then what it is about.
         admitted = given if mutant.cases is not None else _admitted(check, given, {})
         for case in admitted:
-            points += _decide(check, case, measure, bound, alpha, "random")[0]
+            points += _decide(check, case, measure, bound, shares, "random")[0]
     violated = [p for p in points if not p.holds]
     share = len(violated) / len(points) if points else 0.0
     caught = bool(violated) and share >= mutant.share
