@@ -16,7 +16,7 @@ import torch
 from corollary import load_dataset
 from corollary.core.agent import algorithm_class
 from corollary.core.report import format_table, summarise
-from corollary.core.runs import Run, find_runs
+from corollary.core.runs import CARD, Run, find_runs
 
 # Gradient steps of each algorithm: what two processors can do. CDSA corrects a cloned policy here; FamO2O is meant to
 # go on in the environment afterwards.
@@ -36,23 +36,32 @@ RESULTS = Path(__file__).parent / "results" / "offline_scores"
 def train(job: tuple[Path, str, argparse.Namespace]) -> str:
     """Bring one run to its full number of steps on one thread."""
     path, algorithm, chosen = job
+    steps = chosen.steps or STEPS[algorithm]
+    run_dir = chosen.out / path.stem / f"offline.{algorithm}"
+    if is_done(run_dir, steps):
+        return f"{path.stem} {algorithm} was done"
     torch.set_num_threads(1)
     dataset = load_dataset(path)
     env, _, kind = path.stem.partition("-v5-")
     preset = PRESETS[algorithm](env, kind) if algorithm in PRESETS else None
     agent = algorithm_class(f"offline.{algorithm}")(chosen.seeds, preset=preset, precision=chosen.precision)
-    steps = chosen.steps or STEPS[algorithm]
     agent.fit(
         dataset,
         steps,
         eval_env=dataset.info.env_id,
         eval_every=max(1, steps // 10),
         eval_episodes=10,
-        run_dir=chosen.out / path.stem / f"offline.{algorithm}",
+        run_dir=run_dir,
         resume=True,
         progress=False,
     )
     return f"{path.stem} {algorithm}"
+
+
+def is_done(run_dir: Path, steps: int) -> bool:
+    """Whether a run was evaluated after all of its steps; its checkpoint may be of an earlier version."""
+    run = Run.read(run_dir) if (run_dir / CARD).exists() else None
+    return run is not None and bool(run.evaluations) and run.last_step >= steps
 
 
 def write_table(out: Path) -> None:
