@@ -144,7 +144,7 @@ class FamO2O(InSampleAgent[FamO2OConfig]):
     actor: GaussianActor
     algorithm: ClassVar[str] = "offline.famo2o"
     config_type = FamO2OConfig
-    claims: ClassVar[tuple[str, ...]] = ("OFF-11a", "OFF-11b", "OFF-11c", "OFF-07a", "OFF-07b")
+    claims: ClassVar[tuple[str, ...]] = ("OFF-07a", "OFF-07b", "OFF-11a", "OFF-11b", "OFF-11c")
     presets: ClassVar[dict[str, Preset]] = {
         "locomotion": Preset({"balance_freq": 5}, "range and frequency of a reimplementation [port]"),
         "antmaze": Preset(

@@ -65,7 +65,7 @@ class IQL(AdvantageCloningAgent[IQLConfig]):
 
     algorithm: ClassVar[str] = "offline.iql"
     config_type = IQLConfig
-    claims: ClassVar[tuple[str, ...]] = ("OFF-11a", "OFF-11b", "OFF-11c", "OFF-07b", "OFF-11g", "OFF-11h", "OFF-11i")
+    claims: ClassVar[tuple[str, ...]] = ("OFF-07b", "OFF-11a", "OFF-11b", "OFF-11c", "OFF-11g", "OFF-11h", "OFF-11i")
     presets: ClassVar[dict[str, Preset]] = {
         "locomotion": Preset({}, "ikostrikov/implicit_q_learning, mujoco_config [code]"),
         "antmaze": Preset(

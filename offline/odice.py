@@ -177,14 +177,14 @@ class ODICE(WeightedCloningAgent[ODICEConfig]):
     config_type = ODICEConfig
     claims: ClassVar[tuple[str, ...]] = (
         "OFF-03",
+        "OFF-11h",
+        "OFF-11i",
         "OFF-12a",
         "OFF-12b",
         "OFF-12c",
         "OFF-12d",
         "OFF-12e",
         "OFF-12f",
-        "OFF-11h",
-        "OFF-11i",
     )
     presets: ClassVar[dict[str, Preset]] = {
         "halfcheetah-medium": _preset(0.5, 1.0),

@@ -76,7 +76,7 @@ class SQL(AdvantageCloningAgent[SQLConfig]):
 
     algorithm: ClassVar[str] = "offline.sql"
     config_type = SQLConfig
-    claims: ClassVar[tuple[str, ...]] = ("OFF-11f", "OFF-12f", "OFF-11g", "OFF-11h", "OFF-11i")
+    claims: ClassVar[tuple[str, ...]] = ("OFF-11f", "OFF-11g", "OFF-11h", "OFF-11i", "OFF-12f")
     presets: ClassVar[dict[str, Preset]] = {
         "locomotion": Preset({}, "ryanxhr/IVR, run_mujoco.sh [code]"),
         "antmaze": Preset({**_ANTMAZE, "alpha": 0.1}, "ryanxhr/IVR, run_antmaze.sh, -v2, all but umaze-diverse [code]"),

@@ -85,6 +85,9 @@ class MDPO(OnPolicyAgent[MDPOConfig]):
         "FND-02",
         "FND-03a",
         "FND-03d",
+        "REG-02",
+        "REG-03a",
+        "REG-03b",
         "PO-03a",
         "PO-03c",
         "PO-04",
@@ -96,9 +99,6 @@ class MDPO(OnPolicyAgent[MDPOConfig]):
         "PO-14a",
         "PO-14b",
         "PO-14c",
-        "REG-02",
-        "REG-03a",
-        "REG-03b",
     )
     presets: ClassVar[dict[str, Preset]] = {
         "released": Preset(

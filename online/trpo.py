@@ -143,16 +143,16 @@ class TRPO(OnPolicyAgent[TRPOConfig]):
         "FND-02",
         "FND-03a",
         "FND-03d",
-        "PO-03a",
-        "PO-03d",
-        "PO-03c",
-        "PO-04",
         "FND-07a",
         "FND-07b",
         "PO-01a",
         "PO-01b",
         "PO-01c",
         "PO-01d",
+        "PO-03a",
+        "PO-03c",
+        "PO-03d",
+        "PO-04",
     )
     presets: ClassVar[dict[str, Preset]] = {
         "baselines": Preset(

@@ -182,6 +182,25 @@ class Check:
         if self.kind == "rate" and len(self.grid) < 6:
             raise CheckError(f"{self.id}: a check of a rate needs a grid of at least 6 points.")
 
+    @property
+    def topic(self) -> str:
+        """What the first part of the id stands for."""
+        return TOPICS.get(self.id.partition("-")[0], "Others")
+
+
+TOPICS = {
+    "FND": "Foundations",
+    "EXP": "Exploration",
+    "REG": "Regularised control",
+    "ROB": "Robustness",
+    "RSK": "Risk",
+    "PO": "Policy optimisation",
+    "OFF": "Offline learning",
+    "BAN": "Bandits",
+    "GAM": "Games",
+    "LLM": "Language models",
+}
+"""What the first part of an id stands for, in the order of reports; ids that begin otherwise come last."""
 
 _REGISTRY: dict[str, Check] = {}
 
@@ -195,9 +214,15 @@ def register(check: Check) -> Check:
 
 
 def all_checks() -> dict[str, Check]:
-    """Return every registered check by its id, in the order of registration."""
+    """Return every registered check by its id, topic by topic, in the order of ids."""
     importlib.import_module(f"{__package__}.catalogue")  # registers the library's own
-    return dict(_REGISTRY)
+    topics = [*TOPICS]
+
+    def place(name: str) -> tuple[int, str]:
+        topic = name.partition("-")[0]
+        return (topics.index(topic) if topic in TOPICS else len(topics)), name
+
+    return {name: _REGISTRY[name] for name in sorted(_REGISTRY, key=place)}
 
 
 def select(*words: str) -> list[Check]:
@@ -210,7 +235,7 @@ def select(*words: str) -> list[Check]:
     if not words:
         return checks
     known = sorted({c.id for c in checks} | {tag for c in checks for tag in c.tags})
-    chosen: dict[str, Check] = {}
+    chosen: set[str] = set()
     for word in words:
         found = [
             c
@@ -219,8 +244,8 @@ def select(*words: str) -> list[Check]:
         ]
         if not found:
             raise CheckError(f"No check is called {word!r} or has that tag.{suggest(word, known)}")
-        chosen |= {c.id: c for c in found}
-    return list(chosen.values())
+        chosen |= {c.id for c in found}
+    return [c for c in checks if c.id in chosen]
 
 
 def rounding(case: Case) -> float:

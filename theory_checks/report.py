@@ -150,9 +150,12 @@ def _preface() -> Html:
 
 
 def _overview(results: Sequence[Result]) -> Html:
-    names = ("check", "claim", "problems", "tightest ratio", "detectable factor", "mutants caught", "verdict", "s")
-    rows = []
+    names = ("check", "claim", "problems", "tightest", "detectable", "mutants", "verdict", "s")
+    rows, topic = [], ""
     for r in results:
+        if r.check.topic != topic:
+            topic = r.check.topic
+            rows.append(element("tr", element("th", topic, scope="rowgroup", colspan=str(len(names))), class_="group"))
         link = Html(f'<a href="#{r.check.id}" style="white-space: nowrap">{r.check.id}</a>')
         caught = f"{sum(k.caught for k in r.mutants)} of {len(r.mutants)}"
         numbers = (str(len(r.points)), _number(r.max_ratio), _number(r.detectable), caught)
@@ -161,8 +164,8 @@ def _overview(results: Sequence[Result]) -> Html:
         cells += [element("td", _verdict(r)), element("td", f"{r.seconds:.1f}", class_="number")]
         rows.append(element("tr", *cells))
     about = (
-        "The detectable factor is how much too small a bound would have to be for these problems to refute it: 1 means "
-        "that the bound is attained."
+        "Tightest: the largest ratio of measured to claimed. Detectable: the factor by which a bound would have to be "
+        "too small for these problems to refute it; 1 means that the bound is attained. Mutants: how many were caught."
     )
     return join(element("h2", "All checks"), table(head(names, number=slice(2, 6)), rows, about))
 
@@ -276,7 +279,8 @@ def _draw_bound(axes: "Axes", result: Result) -> str:
 def _draw_residuals(axes: "Axes", result: Result) -> str:
     """How far the two sides of an identity are apart, relative to their size."""
     gaps = [abs(p.measured - p.bound) / (1 + max(abs(p.measured), abs(p.bound))) for p in result.points]
-    axes.hist(np.log10(np.maximum(gaps, 1e-17)), bins=30, color="#0072b2")
+    exponents = np.log10(np.maximum(gaps, 1e-17))
+    axes.hist(exponents, bins=np.arange(-17, max(-8, exponents.max()) + 0.5, 0.25), color="#0072b2")  # type: ignore[arg-type]
     axes.set(xlabel="log10 of |left - right| / (1 + size)", ylabel="problems")
     return (
         "Both sides of the identity were computed separately; this is how far they are apart, relative to their size."
