@@ -9,7 +9,7 @@ Sources: M. L. Puterman, "Markov Decision Processes", 1994, sections 6.3 to 6.5,
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -59,7 +59,7 @@ class Solution:
 # ---------------------------------------------------------------------------------------------------- one policy
 
 
-def q_values(mdp: TabularMDP, value: Tensor) -> Tensor:
+def q_values(mdp: "_Model", value: Tensor) -> Tensor:
     """``Q = r + gamma P V`` for ``V [B, S]``, shape ``[B, S, A]``."""
     b, s, a = mdp.reward.shape
     # A row times P^T, which BLAS does several times faster than P times a column.
@@ -111,9 +111,12 @@ def backup(mdp: TabularMDP, value: Tensor) -> Tensor:
 
 def iterate_policy(mdp: TabularMDP, policy: Tensor, value: Tensor, times: int) -> Tensor:
     """Apply the operator of a policy, ``T_pi V = r_pi + gamma P_pi V``, so many times."""
-    p, r = dynamics(mdp, policy)
+    return _iterate(*dynamics(mdp, policy), mdp.gamma, value, times)
+
+
+def _iterate(p: Tensor, r: Tensor, gamma: Tensor, value: Tensor, times: int) -> Tensor:
     for _ in range(times):
-        value = r + mdp.gamma * torch.bmm(p, value.unsqueeze(-1)).squeeze(-1)
+        value = r + gamma * torch.bmm(value.unsqueeze(1), p.mT).squeeze(1)
     return value
 
 
@@ -168,20 +171,22 @@ def modified_policy_iteration(
 
     The arguments are :func:`value_iteration`'s.
     """
-    _check_tolerance(tolerance)
-    value = torch.zeros_like(mdp.reward[..., 0]) if start is None else start.clone()
+    if not tolerance > 0:
+        raise SolverError(f"The tolerance must be > 0; got {tolerance}.")
+    first = torch.zeros_like(mdp.reward[..., 0]) if start is None else start
+    return _in_parts(mdp, first, lambda part, value: _modified(part, value, sweeps, tolerance, max_iterations))
+
+
+def _modified(mdp: "_Model", value: Tensor, sweeps: int, tolerance: float, max_iterations: int) -> Solution:
     q = q_values(mdp, value)
-    iterations = torch.zeros(len(mdp), dtype=torch.int64, device=value.device)
+    iterations = torch.zeros(len(value), dtype=torch.int64, device=value.device)
     for _ in range(max_iterations):
         best, action = q.max(-1)
         open_ = _middle(mdp, value, best)[1] > tolerance
         if not bool(open_.any()):
             break
         iterations += open_
-        moved = best
-        if sweeps:
-            chosen = torch.nn.functional.one_hot(action, mdp.n_actions).to(q)
-            moved = iterate_policy(mdp, chosen, best, sweeps)
+        moved = _iterate(*_of_actions(mdp, action), mdp.gamma, best, sweeps) if sweeps else best
         value = torch.where(open_.unsqueeze(1), moved, value)
         q = q_values(mdp, value)
     middle, radius = _middle(mdp, value, q.amax(-1))
@@ -193,14 +198,14 @@ def modified_policy_iteration(
     return Solution(value, q, action, iterations, converged, bound)
 
 
-def _middle(mdp: TabularMDP, value: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+def _middle(mdp: "_Model", value: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
     """The middle of MacQueen's bounds, ``[B, S]``, and the optimum's greatest distance from it, ``[B]``."""
     low, high = (best - value).aminmax(dim=-1)
     horizon = mdp.discount / (1 - mdp.discount)
     return best + (horizon * (low + high) / 2).unsqueeze(1), horizon * (high - low) / 2
 
 
-def _residual_bound(mdp: TabularMDP, value: Tensor, best: Tensor) -> Tensor:
+def _residual_bound(mdp: "_Model", value: Tensor, best: Tensor) -> Tensor:
     """``max |TV - V| / (1 - gamma)``, ``[B]``."""
     return (best - value).abs().amax(-1) / (1 - mdp.discount)
 
@@ -214,36 +219,49 @@ def policy_iteration(mdp: TabularMDP, max_iterations: int = 1000, start: Tensor 
         start: actions of the first policy, ``[B, S]``. By default those that are greedy after a few cheap sweeps of
             value iteration, which is where most instances end too, so one or two evaluations are enough.
     """
-    b, s, a = mdp.reward.shape
-    action = torch.empty(b, s, dtype=torch.int64, device=mdp.reward.device) if start is None else start.clone()
-    value, q = torch.empty_like(mdp.reward[..., 0]), torch.empty_like(mdp.reward)
-    iterations = torch.zeros(b, dtype=torch.int64, device=value.device)
-    converged = torch.zeros(b, dtype=torch.bool, device=value.device)
-
-    def solve(part: slice) -> None:
-        p, r = mdp.transition[part].reshape(-1, s * a, s), mdp.reward[part].reshape(-1, s * a)
-        gamma = mdp.discount[part].unsqueeze(1)
-        chosen = _promising(p, r, gamma) if start is None else action[part]
-        found = (each[part] for each in (action, value, q, iterations, converged))
-        _improve(p, r, gamma, chosen, max_iterations, *found)
-
-    _in_chunks(b, max(1, _CHUNK // (s * a * s)), mdp.reward.device, solve)
-    return Solution(value, q, action, iterations, converged, _residual_bound(mdp, value, q.amax(-1)))
+    return _in_parts(mdp, start, lambda part, action: _policy_iteration(part, action, max_iterations))
 
 
-def _check_tolerance(tolerance: float) -> None:
-    if not tolerance > 0:
-        raise SolverError(f"The tolerance must be > 0; got {tolerance}.")
+def _policy_iteration(mdp: "_Model", action: Tensor | None, max_iterations: int) -> Solution:
+    chosen = _promising(mdp) if action is None else action
+    all_actions, value, q = torch.empty_like(chosen), torch.empty_like(mdp.reward[..., 0]), torch.empty_like(mdp.reward)
+    iterations = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+    converged = torch.zeros(len(q), dtype=torch.bool, device=q.device)
+    open_, part = torch.arange(len(q), device=q.device), mdp
+    for _ in range(max_iterations):
+        found = _evaluate(part, chosen)
+        ahead = q_values(part, found)
+        best, greedy = ahead.max(-1)
+        own = ahead.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        better = best > own + IMPROVEMENT * (1 + ahead.abs().amax((-2, -1)).unsqueeze(1))
+        chosen = torch.where(better, greedy, chosen)
+        again = better.any(-1)
+        all_actions[open_], value[open_], q[open_], converged[open_] = chosen, found, ahead, ~again
+        iterations[open_] += 1
+        if not bool(again.any()):
+            break
+        open_, chosen, part = open_[again], chosen[again], _Part(part, again)
+    return Solution(value, q, all_actions, iterations, converged, _residual_bound(mdp, value, q.amax(-1)))
 
 
-# ---------------------------------------------------------------------------- the fast paths of policy iteration
-#
-# Of some instances whose tensors fit in a processor's cache, from the first sweep to the last evaluation: P as
-# [n, S A, S], r and Q as [n, S A], gamma as [n, 1].
+# ------------------------------------------------------------------------------------- many instances, part by part
 
-_CHUNK = 2**20  # entries of P worked on at a time: 8 MiB
+_ENTRIES = 2**20  # of P, worked on at a time: 8 MiB, which stay in a processor's cache from first sweep to last
 _MOST_SWEEPS = 10
 _SETTLED = 0.95  # share of the instances whose policy a sweep left as it was
+
+
+class _Part:
+    """Some instances of a model, without checking them again."""
+
+    def __init__(self, mdp: "_Model", where: slice | Tensor) -> None:
+        self.transition: Tensor = mdp.transition[where]
+        self.reward: Tensor = mdp.reward[where]
+        self.discount: Tensor = mdp.discount[where]
+        self.gamma = self.discount.unsqueeze(1)
+
+
+_Model = TabularMDP | _Part
 
 
 @cache
@@ -252,82 +270,51 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def _in_chunks(size: int, chunk: int, device: torch.device, work: Callable[[slice], None]) -> None:
-    """Do `work` on slices of the instances, on all of PyTorch's threads (LAPACK itself would take one)."""
-    if device.type != "cpu":
-        work(slice(None))
-        return
-    slices = [slice(i, i + chunk) for i in range(0, size, chunk)]
-    threads = torch.get_num_threads()
-    if threads == 1 or len(slices) == 1:
-        for each in slices:
-            work(each)
-    else:
-        list(thread_pool(threads).map(work, slices))
+def _in_parts(mdp: TabularMDP, start: Tensor | None, solve: Callable[[_Model, Any], Solution]) -> Solution:
+    """Solve the instances part by part, from `start` if given, on all of PyTorch's threads (LAPACK would take one)."""
+    size = max(1, _ENTRIES // mdp.transition[0].numel()) if mdp.transition.device.type == "cpu" else len(mdp)
+    if size >= len(mdp):
+        return solve(mdp, start)
+
+    def work(first: int) -> Solution:
+        where = slice(first, first + size)
+        return solve(_Part(mdp, where), None if start is None else start[where])
+
+    starts, threads = range(0, len(mdp), size), torch.get_num_threads()
+    found = list(map(work, starts) if threads == 1 else thread_pool(threads).map(work, starts))
+    return Solution(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(Solution)))
 
 
-def _row_q(p: Tensor, r: Tensor, gamma: Tensor, value: Tensor) -> Tensor:
-    """``r + gamma P V``, ``[n, S A]``; a row times P^T, which BLAS does several times faster than P times a column."""
-    return torch.bmm(value.unsqueeze(1), p.mT).squeeze(1).mul_(gamma).add_(r)
-
-
-def _promising(p: Tensor, r: Tensor, gamma: Tensor) -> Tensor:
-    """Return the greedy actions ``[n, S]`` of a few sweeps of value iteration.
+def _promising(mdp: _Model) -> Tensor:
+    """Return the greedy actions ``[B, S]`` of a few sweeps of value iteration.
 
     A sweep costs a quarter of an exact evaluation or less, so sweeping pays until most policies stop changing.
     """
-    n, _, s = p.shape
-    value, action = r.view(n, s, -1).max(-1)
+    value, action = mdp.reward.max(-1)
     for _ in range(_MOST_SWEEPS):
         before = action
-        value, action = _row_q(p, r, gamma, value).view(n, s, -1).max(-1)
+        value, action = q_values(mdp, value).max(-1)
         if (action == before).all(-1).double().mean() > _SETTLED:
             break
     return action
 
 
-def _improve(
-    p: Tensor,
-    r: Tensor,
-    gamma: Tensor,
-    chosen: Tensor,
-    max_iterations: int,
-    action: Tensor,
-    value: Tensor,
-    q: Tensor,
-    iterations: Tensor,
-    converged: Tensor,
-) -> None:
-    """Policy iteration from the actions `chosen` ``[n, S]``; the last five arguments are filled with what is found."""
-    n, s = chosen.shape
-    open_ = torch.arange(n, device=p.device)
-    for _ in range(max_iterations):
-        found = _evaluate(p, r, gamma, chosen)
-        ahead = _row_q(p, r, gamma, found).view(len(open_), s, -1)
-        value[open_], q[open_] = found, ahead
-        iterations[open_] += 1
-        best, greedy = ahead.max(-1)
-        own = ahead.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        better = best > own + IMPROVEMENT * (1 + ahead.abs().amax((-2, -1)).unsqueeze(1))
-        chosen = torch.where(better, greedy, chosen)
-        action[open_] = chosen
-        again = better.any(-1)
-        converged[open_] = ~again
-        if not bool(again.any()):
-            return
-        open_, p, r, gamma, chosen = (each[again] for each in (open_, p, r, gamma, chosen))
+def _of_actions(mdp: _Model, action: Tensor) -> tuple[Tensor, Tensor]:
+    """``P_pi [B, S, S]`` and ``r_pi [B, S]`` of a deterministic policy ``[B, S]``; as `dynamics`, but only copying."""
+    (b, s), a = action.shape, mdp.reward.shape[-1]
+    row = action + torch.arange(0, b * s * a, a, device=action.device).view(b, s)
+    p = mdp.transition.reshape(-1, s).index_select(0, row.view(-1)).view(b, s, s)
+    return p, mdp.reward.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
 
-def _evaluate(p: Tensor, r: Tensor, gamma: Tensor, action: Tensor) -> Tensor:
-    """Return the values ``[n, S]`` of deterministic policies, by one linear solve each."""
-    n, s = action.shape
-    row = action + torch.arange(s, device=p.device) * (p.shape[1] // s)
-    of_all = row + torch.arange(n, device=p.device).unsqueeze(1) * p.shape[1]
-    matrix = p.reshape(-1, s).index_select(0, of_all.view(-1)).view(n, s, s).mul_(-gamma.unsqueeze(-1))
+def _evaluate(mdp: _Model, action: Tensor) -> Tensor:
+    """Return the values ``[B, S]`` of deterministic policies, by one linear solve each."""
+    p, r = _of_actions(mdp, action)
+    matrix = p.mul_(-mdp.discount.view(-1, 1, 1))
     matrix.diagonal(dim1=1, dim2=2).add_(1)
     # Factors of the transpose: LAPACK stores matrices by columns, so it finds this one as it wants it, uncopied.
     factors, pivots = torch.linalg.lu_factor(matrix.mT)
-    value: Tensor = torch.linalg.lu_solve(factors, pivots, r.gather(1, row).unsqueeze(-1), adjoint=True)
+    value: Tensor = torch.linalg.lu_solve(factors, pivots, r.unsqueeze(-1), adjoint=True)
     return value.squeeze(-1)
 
 
