@@ -545,6 +545,15 @@ def _value_of(case: Case, policy: Tensor) -> Tensor:
     return solvers.policy_value(case.mdp, policy)
 
 
+def _filtered_by(case: Case, other: Tensor) -> Tensor:
+    """The data's policy restricted to actions with an advantage over another policy, ``[B, S, A]``."""
+    return filtered(case.behaviour, solvers.policy_q(case.mdp, other), _value_of(case, other))
+
+
+def _worst_policy(case: Case) -> Tensor:
+    return solvers.policy_iteration(case.mdp.replace(reward=-case.mdp.reward)).policy
+
+
 _A2PR = "T. Liu et al. (A2PR), ICML 2024, arXiv 2405.19909 (qualitative)"
 
 register(
@@ -565,11 +574,8 @@ register(
                 share=0.9,
             ),
             Mutant(
-                "the values of another policy",
-                bound=lambda case: _value_of(
-                    case,
-                    filtered(case.behaviour, solvers.policy_q(case.mdp, case.proposal), _value_of(case, case.proposal)),
-                ),
+                "the values of the worst policy",
+                bound=lambda case: _value_of(case, _filtered_by(case, _worst_policy(case))),
             ),
         ),
     )
