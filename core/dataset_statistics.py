@@ -34,6 +34,10 @@ FloatArray = NDArray[np.float64]
 BINS = 100
 """Bins per dimension, as in the paper."""
 
+COARSE_BINS = (2, 5, 10)
+"""Bins per dimension at which concentrability is described: with many dimensions and finer cells hardly any are shared.
+"""
+
 
 # ------------------------------------------------------------------------------------------------- trajectories
 
@@ -290,8 +294,10 @@ def effective_sample_size(weights: ArrayLike) -> float:
 def describe(dataset: Dataset, reference: Dataset | None = None) -> dict[str, Any]:
     """Return what `corollary data info` prints of these: plain numbers, JSON-able.
 
-    ``trajectory_quality`` is None without reference returns, ``saco`` without a `reference` set; the cells are those
-    between the limits of `reference`, or else of the set itself.
+    ``trajectory_quality`` is None without reference returns, ``saco`` and ``concentrability`` without a `reference`
+    set; the cells of coverage are those between the limits of `reference`, or else of the set itself. Concentrability
+    is that of the policy which collected `reference`, for several numbers of bins per dimension; what is infinite,
+    because the data misses something of the reference, is None.
 
     Raises:
         DataError: if `reference` is not of the same task.
@@ -299,7 +305,7 @@ def describe(dataset: Dataset, reference: Dataset | None = None) -> dict[str, An
     cells = Cells.of(dataset if reference is None else reference)
     covered = coverage(dataset, cells)
     low, high = dataset.info.ref_min_score, dataset.info.ref_max_score
-    summary = {
+    summary: dict[str, Any] = {
         "trajectory_quality": None if low is None or high is None else trajectory_quality(dataset),
         "coverage": {
             "occupied cells": covered.occupied,
@@ -307,11 +313,17 @@ def describe(dataset: Dataset, reference: Dataset | None = None) -> dict[str, An
             "effective support": covered.effective_support,
         },
         "saco": None,
+        "concentrability": None,
     }
     if reference is not None:
         summary["saco"] = {
             "value": covered.occupied / coverage(reference, cells).occupied,
             "rows": len(dataset),
             "reference rows": len(reference),
+        }
+        found = {bins: empirical_concentrability(reference, dataset, bins) for bins in COARSE_BINS}
+        summary["concentrability"] = {
+            f"{bins} bins": {name: value if np.isfinite(value) else None for name, value in ratios._asdict().items()}
+            for bins, ratios in found.items()
         }
     return summary

@@ -279,7 +279,14 @@ def test_the_summary_by_hand() -> None:
     assert json.loads(json.dumps(found)) == found
     support = math.exp(-(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3))
     covered = {"occupied cells": 2, "share of cells": 2e-4, "effective support": pytest.approx(support)}
-    assert found == {"trajectory_quality": 0.5, "coverage": covered, "saco": None}
+    assert found == {"trajectory_quality": 0.5, "coverage": covered, "saco": None, "concentrability": None}
     reference = steps([0.0, 1.0, 0.5, 0.2], [[0.0], [1.0], [0.0], [0.0]])
-    assert describe(data, reference)["saco"] == {"value": 0.5, "rows": 3, "reference rows": 4}
+    compared = describe(data, reference)
+    assert json.loads(json.dumps(compared, allow_nan=False)) == compared
+    assert compared["saco"] == {"value": 0.5, "rows": 3, "reference rows": 4}
+    # With two bins the reference is in the cells (0, 0), (1, 1), (1, 0) with the shares 1/2, 1/4, 1/4; the data, in the
+    # first two with 1/3 and 2/3, misses the third. The other way round nothing is missed: 2/3 and 8/3 are the ratios.
+    assert compared["concentrability"]["2 bins"] == {"largest": None, "mean": None, "uncovered": 0.25}
+    other = describe(reference, data)["concentrability"]["2 bins"]
+    assert other == {"largest": pytest.approx(8 / 3), "mean": pytest.approx(2), "uncovered": 0}
     assert describe(reference)["trajectory_quality"] is None
