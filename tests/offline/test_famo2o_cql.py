@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from corollary.core.actor_critic import sac_policy_loss
 from corollary.core.dataset import Dataset, Transitions
 from corollary.core.errors import ConfigError
 from corollary.offline import CQL, FamO2OCQL
@@ -88,6 +89,33 @@ def test_one_balance_is_cql(random_dataset) -> None:
     # Control: another balance weighs the values otherwise.
     _, family_loss, _, cql_loss = first_step(1.2, 1.3)
     assert (family_loss - cql_loss).abs() > 1e-6
+
+
+# ------------------------------------------------------------------------------------------------- exact twin
+
+
+@pytest.mark.rung(3, "offline.famo2o_cql")
+@pytest.mark.theory
+def test_every_member_is_the_soft_optimum_of_its_balance(finite_mdp) -> None:
+    """``min_pi E_pi (alpha log pi - beta Q)`` is attained by ``pi(.|s, beta) ~ exp(beta Q / alpha)``, exactly."""
+    mdp, alpha = finite_mdp(1), 0.3
+    q = torch.from_numpy(mdp.q_of(mdp.policy_value(mdp.behaviour_SA)))
+    beta = f64([0.5, 1.0, 1.5])[:, None, None]
+
+    def expected_loss(logits_LSA: Tensor) -> Tensor:
+        log_prob = torch.log_softmax(logits_LSA, -1)
+        return (log_prob.exp() * sac_policy_loss(log_prob, (beta * q).expand_as(log_prob), alpha)).sum(-1)
+
+    def gradient(logits_LSA: Tensor) -> float:
+        logits = logits_LSA.clone().requires_grad_()
+        return float(torch.autograd.grad(expected_loss(logits).sum(), logits)[0].abs().max())
+
+    family = beta * q / alpha
+    assert gradient(family) < 1e-13
+    torch.testing.assert_close(expected_loss(family), -alpha * torch.logsumexp(family, -1))
+    # Controls: one policy for all balances, and the balance dividing alpha instead of weighing Q.
+    assert gradient(family[1:2].expand_as(family)) > 1e-3
+    assert gradient(q / (beta * alpha)) > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------------ probes
