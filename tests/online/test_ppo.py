@@ -214,6 +214,22 @@ def test_published_settings_reach_the_published_return(env, preset, steps, least
     assert min(means) >= least, means
 
 
+CLEANRL = [417.2, 431.1, 405.6, 310.1, 412.8, 480.2, 446.6, 259.0, 405.4, 393.3]
+"""Mean of the last 20 training episodes of CleanRL's own ppo.py, CartPole-v1, 200 000 steps, seeds 0 to 9; gymnasium
+1.4.0, same-step autoreset, torch 2.13.0."""
+
+
+@pytest.mark.slow
+@pytest.mark.repro
+def test_early_returns_are_those_of_cleanrl() -> None:
+    """At 2e5 steps runs differ much: ours have the mean 386 and the standard deviation 57, theirs 396 and 65."""
+    agent = PPO("CartPole-v1", 10, preset="cleanrl_classic").learn(200_000)
+    means = np.array([np.mean(list(returns)[-20:]) for returns in agent.recent_returns])
+    print(means)
+    error = np.sqrt((means.var(ddof=1) + np.var(CLEANRL, ddof=1)) / 10)
+    assert abs(means.mean() - np.mean(CLEANRL)) < 2 * error
+
+
 @pytest.mark.slow
 @pytest.mark.repro
 def test_pendulum_is_balanced_with_a_short_horizon() -> None:

@@ -587,21 +587,24 @@ def test_presets_have_the_published_numbers_of_minibatches(name) -> None:
 
 @pytest.mark.slow
 @pytest.mark.repro
-@pytest.mark.xfail(
-    strict=True,
-    reason="Not reproduced. Mean sampling error over 12 measurements with 8 seeds: 0.0105 with PROPS (0.0113 with "
-    "kl_coef 0.1 and behaviour_target_kl 0.1), 0.0086 with the buffer alone; PROPS is lower only in the first sixth "
-    "of the run (0.0110 against 0.0135), while the policy still is nearly uniform. Returns are the same.",
-)
 def test_cartpole() -> None:
-    """Sampling error below that of PPO with the same buffer, on average, and returns no worse; three seeds."""
+    """Sampling error below that of PPO with the same buffer, and returns no worse; eight seeds.
+
+    The behaviour policy's step size and lambda are, of seven settings, those that did best on the seeds 10 to 12: 1e-4
+    (the authors' for Humanoid) and 1. There the error was 0.0070 against 0.0096 without adaptation; here it is 0.0072
+    against 0.0086. With 1e-3, the step size for most of the authors' environments, and lambda = 0.3 it is 0.0105: the
+    policy overshoots.
+    """
     options = {"n_steps": 1024, "batch_size": 64, "behaviour_batch_size": 112, "sampling_error_every": 4}
+    adapted = {"behaviour_learning_rate": 1e-4, "kl_coef": 1.0}
     errors, returns = [], []
-    for epochs in (16, 0):
-        measured = []
-        agent = PROPS("CartPole-v1", 3, **options, behaviour_epochs=epochs)
+    for settings in (adapted, {"behaviour_epochs": 0}):
+        measured: list[Tensor] = []
+        agent = PROPS("CartPole-v1", 8, **options, **settings)
         agent.learn(49_152, log_every=4096, callbacks=[lambda _, r, m=measured: m.append(r.metrics["sampling_error"])])
-        errors.append(np.mean(measured))
+        errors.append(np.mean(measured, 0))
         returns.append([np.mean(list(each)[-20:]) for each in agent.recent_returns])
-    assert np.mean(returns[0]) > np.mean(returns[1]) - 100
-    assert errors[0] < errors[1]
+    print(errors, returns)
+    difference = errors[0] - errors[1]
+    assert difference.mean() + difference.std(ddof=1) / 8**0.5 < 0
+    assert np.mean(returns[0]) > np.mean(returns[1]) - 50
