@@ -147,9 +147,9 @@ def value_iteration(
 ) -> Solution:
     """Apply the optimality operator until the optimum is known within `tolerance`.
 
-    With ``low, high`` the extremes of ``TV - V`` it lies between ``TV + gamma low / (1 - gamma)`` and
-    ``TV + gamma high / (1 - gamma)`` (J. MacQueen, J. Math. Anal. Appl. 1966). Where these are close enough their
-    middle is returned, elsewhere the last V.
+    With ``low, high`` the extremes of ``TV - V`` it lies between ``V + low / (1 - gamma)`` and
+    ``V + high / (1 - gamma)`` (J. MacQueen, J. Math. Anal. Appl. 1966). Where these are close enough their middle is
+    returned, elsewhere the last V.
 
     Args:
         mdp: the instances.
@@ -169,40 +169,40 @@ def modified_policy_iteration(
 ) -> Solution:
     """One optimality step, then `sweeps` steps with the greedy policy; 0 sweeps are value iteration.
 
-    The arguments are :func:`value_iteration`'s.
+    The other arguments are :func:`value_iteration`'s.
     """
     if not tolerance > 0:
         raise SolverError(f"The tolerance must be > 0; got {tolerance}.")
-    first = torch.zeros_like(mdp.reward[..., 0]) if start is None else start
-    return _in_parts(mdp, first, lambda part, value: _modified(part, value, sweeps, tolerance, max_iterations))
+    return _in_parts(mdp, start, lambda part, value: _modified(part, value, sweeps, tolerance, max_iterations))
 
 
-def _modified(mdp: "_Model", value: Tensor, sweeps: int, tolerance: float, max_iterations: int) -> Solution:
-    q = q_values(mdp, value)
-    iterations = torch.zeros(len(value), dtype=torch.int64, device=value.device)
+def _modified(mdp: "_Model", value: Tensor | None, sweeps: int, tolerance: float, max_iterations: int) -> Solution:
+    q = mdp.reward if value is None else q_values(mdp, value)
+    value = torch.zeros_like(q[..., 0]) if value is None else value
+    iterations = torch.zeros(len(q), dtype=torch.int64, device=q.device)
     for _ in range(max_iterations):
         best, action = q.max(-1)
-        open_ = _middle(mdp, value, best)[1] > tolerance
+        open_ = _bounds(mdp, value, best)[1] > tolerance
         if not bool(open_.any()):
             break
         iterations += open_
         moved = _iterate(*_of_actions(mdp, action), mdp.gamma, best, sweeps) if sweeps else best
         value = torch.where(open_.unsqueeze(1), moved, value)
         q = q_values(mdp, value)
-    middle, radius = _middle(mdp, value, q.amax(-1))
-    converged = radius <= tolerance
-    value = torch.where(converged.unsqueeze(1), middle, value)
-    q = q_values(mdp, value)
     best, action = q.max(-1)
+    shift, radius = _bounds(mdp, value, best)
+    converged = radius <= tolerance
     bound = torch.where(converged, radius, _residual_bound(mdp, value, best))
-    return Solution(value, q, action, iterations, converged, bound)
+    shift = torch.where(converged, shift, torch.zeros_like(shift))
+    q = q + (mdp.discount * shift).view(-1, 1, 1)  # rows of P sum to 1
+    return Solution(value + shift.unsqueeze(1), q, action, iterations, converged, bound)
 
 
-def _middle(mdp: "_Model", value: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """The middle of MacQueen's bounds, ``[B, S]``, and the optimum's greatest distance from it, ``[B]``."""
+def _bounds(mdp: "_Model", value: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """How far above V the middle of MacQueen's bounds is, and the optimum's greatest distance from it, ``[B]`` each."""
     low, high = (best - value).aminmax(dim=-1)
-    horizon = mdp.discount / (1 - mdp.discount)
-    return best + (horizon * (low + high) / 2).unsqueeze(1), horizon * (high - low) / 2
+    horizon = 1 / (1 - mdp.discount)
+    return horizon * (low + high) / 2, horizon * (high - low) / 2
 
 
 def _residual_bound(mdp: "_Model", value: Tensor, best: Tensor) -> Tensor:
