@@ -53,6 +53,7 @@ class BC(OfflineAgent[BCConfig]):
 
     algorithm: ClassVar[str] = "offline.bc"
     config_type = BCConfig
+    claims: ClassVar[tuple[str, ...]] = ("OFF-22",)
     presets: ClassVar[dict[str, Preset]] = {"10%": Preset({"top_fraction": 0.1}, "corl-team/CORL 10%BC [code]")}
 
     def select_data(self, dataset: Dataset) -> Dataset:

@@ -179,6 +179,7 @@ class CDSA(OfflineAgent[CDSAConfig]):
 
     algorithm: ClassVar[str] = "offline.cdsa"
     config_type = CDSAConfig
+    claims: ClassVar[tuple[str, ...]] = ("OFF-23a", "OFF-23b")
 
     base: Agent[Any]
 

@@ -31,7 +31,7 @@ class TD3BC(TD3Agent[TD3BCConfig]):
 
     algorithm: ClassVar[str] = "offline.td3_bc"
     config_type = TD3BCConfig
-    claims: ClassVar[tuple[str, ...]] = ("OFF-09a", "OFF-09e", "OFF-09f", "OFF-20a", "OFF-20b")
+    claims: ClassVar[tuple[str, ...]] = ("OFF-09a", "OFF-09e", "OFF-09f", "OFF-20a", "OFF-20b", "OFF-22")
     presets: ClassVar[dict[str, Preset]] = {
         "published": Preset({"view": "d4rl_qlearning"}, "sfujim/TD3_BC, all datasets [code]"),
         "antmaze-corl": Preset(

@@ -4,6 +4,7 @@ from . import abstraction as abstraction
 from . import approximation as approximation
 from . import bandits as bandits
 from . import concentration as concentration
+from . import denoising as denoising
 from . import dynamic_programming as dynamic_programming
 from . import exploration as exploration
 from . import foundations as foundations

@@ -257,6 +257,49 @@ register(
 )
 
 
+# --------------------------------------------------------------------------------------------- OFF-22 cloning's error
+
+
+def _one_state(draw: Draw) -> Iterator[Case]:
+    """One state that pays its action: the values are linear, and cloning is off by the same everywhere."""
+    push = torch.linspace(0, 1, 11, dtype=torch.float64)
+    for gamma in (0.0, 0.9):
+        mdp = TabularMDP.from_arrays(torch.ones(1, 11, 1), push.unsqueeze(0), gamma, name=f"one state, gamma={gamma:g}")
+        actions = {"policy": [[7]], "nearest": [[4]]}
+        yield Case(mdp.names, mdp=mdp, push=push.unsqueeze(0), **{k: torch.tensor(v) for k, v in actions.items()})
+
+
+def _cloning_bound(case: Case, seen_by: str = "policy") -> Tensor:
+    """``L sqrt(loss) / (1 - gamma)`` with BC's loss on the states of `seen_by`, L of the clone's values, ``[B]``."""
+    visits = solvers.occupancy(case.mdp, _policy_of(case, case.parts[seen_by]))
+    clone, expert = (case.push.gather(1, each).unsqueeze(-1) for each in (case.nearest, case.policy))
+    loss = action_error(clone, expert, visits * case.mdp.n_states)
+    return _slope_in_action(case, case.nearest) * loss.sqrt() * horizon(case.mdp).squeeze(1)
+
+
+register(
+    Check(
+        id="OFF-22",
+        title="What cloning's error costs",
+        claim="deterministic clone of mu, Q^pi L-Lipschitz in the action:  |J(mu) - J(pi)| <= L sqrt(E_{d^mu} "
+        "(pi(s) - mu(s))^2) / (1 - gamma)",
+        source="derived here from the performance-difference lemma; compare T. Xu, Z. Li, Y. Yu, NeurIPS 2020, arXiv "
+        "2010.11876 [memory]",
+        kind="inequality",
+        tags=("offline", "offline.bc", "offline.td3_bc"),
+        cases=_control,
+        extremal=_one_state,
+        measure=_change_of_return,
+        bound=_cloning_bound,
+        mutants=(
+            Mutant("1 % less", bound=lambda case: 0.99 * _cloning_bound(case)),
+            Mutant("no horizon", bound=lambda case: _cloning_bound(case) * (1 - case.mdp.discount)),
+            Mutant("the loss instead of its root", bound=lambda case: _cloning_bound(case).square()),
+        ),
+    )
+)
+
+
 def _rows_and_keys(draw: Draw, *, far: bool = False) -> Iterator[Case]:
     """Rows of a Lipschitz behaviour policy, and keys: state-action pairs, each with its nearest row.
 
