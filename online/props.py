@@ -137,7 +137,7 @@ class PROPS(OnPolicyAgent[PROPSConfig]):
 
     algorithm: ClassVar[str] = "online.props"
     config_type = PROPSConfig
-    claims: ClassVar[tuple[str, ...]] = ("FND-07a", "FND-07b")
+    claims: ClassVar[tuple[str, ...]] = ("FND-07a", "FND-07b", "PO-15")
     presets: ClassVar[dict[str, Preset]] = {
         "swimmer": Preset(
             _RELEASED

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...online.objectives import props_loss
 from ...online.trpo import TRPO
 from .. import exact_batch, gradients, regularised, solvers
 from ..check import Adversary, Case, Check, Draw, Mutant, register
@@ -831,5 +832,51 @@ register(
             Mutant("the rate 1 / t alone", bound=lambda case: 1 / case.times),
         ),
         loose="a thousand times too large on random problems; PO-07a has the power",
+    )
+)
+
+
+# ------------------------------------------------------------------------------------------ PO-15 what a buffer lacks
+
+
+def _buffers(draw: Draw) -> Iterator[Case]:
+    """A softmax policy in one state, and the actions of a buffer that it need not have sampled."""
+    for n_actions, rows in ((2, 5), (4, 12), (6, 100)):
+        n = draw.number(20, 100)
+        logits = torch.from_numpy(draw.rng.standard_normal((n, n_actions)))
+        action = torch.from_numpy(draw.rng.integers(n_actions, size=(n, rows)))
+        yield Case([f"A={n_actions}, N={rows} [{i}]" for i in range(n)], logits=logits, action=action)
+
+
+def _props_gradient(case: Case) -> Tensor:
+    """Gradient in phi, at phi = theta, of the first term of the library's loss, ``[B, A]``."""
+    phi = case.logits.clone().requires_grad_()
+    behaviour, target = (torch.log_softmax(logits, -1).gather(1, case.action) for logits in (phi, case.logits))
+    (gradient,) = torch.autograd.grad(props_loss(behaviour, target).mean(1).sum(), phi)
+    return gradient
+
+
+def _excess(case: Case) -> Tensor:
+    """How much more often an action is in the buffer than the policy plays it, ``[B, A]``."""
+    counts = torch.zeros_like(case.logits).scatter_add_(1, case.action, torch.ones_like(case.action).double())
+    return counts / case.action.shape[1] - torch.softmax(case.logits, -1)
+
+
+register(
+    Check(
+        id="PO-15",
+        title="PROPS plays more often what its buffer lacks",
+        claim="softmax policy, buffer with the frequencies p^:  at phi = theta the gradient of mean max(r, 1 - eps) in "
+        "the logits is p^ - pi_theta, so a step makes those actions likelier that are rarer than under pi_theta",
+        source="N. Corrado, J. Hanna, arXiv 2311.08290 (the idea); derived here",
+        kind="identity",
+        tags=(*_TAGS, "online.props"),
+        cases=_buffers,
+        measure=_props_gradient,
+        bound=_excess,
+        mutants=(
+            Mutant("the sampled actions made likelier", measure=lambda case: -_props_gradient(case), share=0.9),
+            Mutant("a buffer that is on-policy", bound=lambda case: torch.zeros_like(case.logits), share=0.9),
+        ),
     )
 )
