@@ -14,6 +14,18 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     return values.mean(-1) if weight is None else (weight * values).mean(-1)
 
 
+def average(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``sum_b w_b x_b / sum_b w_b`` over the last axis of ``[..., B]``; the plain mean where no weight is positive.
+
+    For what a loss divides by: with :func:`weighted_mean` there, a batch's total weight would cancel from the loss.
+    """
+    if weight is None:
+        return values.mean(-1)
+    total = weight.mean(-1)
+    weighed = weighted_mean(values, weight) / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return torch.where(total > 0, weighed, values.mean(-1))
+
+
 def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
     """``r + gamma (1 - d) v'`` over ``[..., B]``: only a true termination stops the bootstrap."""
     return reward + discount * (1 - terminated) * next_value

@@ -259,7 +259,9 @@ def empirical_concentrability(rollouts: Dataset, dataset: Dataset, bins: int = B
     if len(one.bins) != len(other.bins):
         other.index(dataset)  # which says what differs
     low, high = np.minimum(one.low, other.low), np.maximum(one.high, other.high)
-    cells = Cells(low, high, np.maximum(one.bins, other.bins))
+    # What is constant in each set, but not the same, has a bin in each and an extent in both together.
+    apart = (high > low) & (one.bins == 1) & (other.bins == 1)
+    cells = Cells(low, high, np.where(apart, bins, np.maximum(one.bins, other.bins)))
     (keys_pi, counts_pi), (keys_data, counts_data) = cells.occupancy(rollouts), cells.occupancy(dataset)
     keys, position = np.unique(np.concatenate([keys_pi, keys_data]), return_inverse=True)
     occupancies = np.zeros((2, len(keys)))

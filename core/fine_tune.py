@@ -126,14 +126,20 @@ class Experience:
                 f"cannot become {settings.buffer_size}."
             )
         if settings.n_envs != self.settings.n_envs:
+            self.leave()
             self._resumed = None  # the episodes of the former environments end here
         self.settings = settings
 
     def move_in(self, agent: "OfflineAgent[Any]", former: "Experience | None") -> None:
-        """Become the experience of `agent`, in the environments of its `former` one."""
+        """Become the experience of `agent`, in the environments and with the settings of its `former` one.
+
+        Raises:
+            ConfigError: as :meth:`change` does.
+        """
         self.agent = agent
         if former is not None:
-            self.settings, self._environments = former.settings, former._environments
+            self.change(former.settings)
+            self._environments = former._environments
 
     def leave(self) -> None:
         """Close the environments; episodes go on in the same ones when they are entered again."""

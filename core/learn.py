@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import CheckpointError
 from .evaluation import EnvSource, check_environment
 from .loop import CHECKPOINT, Callback, Loop, check_counts, interruption, open_run, restore
 from .offline_agent import OfflineAgent
@@ -54,7 +55,7 @@ def learn(
 
     Raises:
         ConfigError: if a count is not positive, or `resume` lacks a `run_dir`.
-        CheckpointError: if the checkpoint to resume belongs to other settings.
+        CheckpointError: if the checkpoint to resume belongs to other settings, or to ``fit``.
         EnvironmentMismatchError: before training, if the spaces of `eval_env` differ from the environment's.
         CorollaryError: if an environment raises or gives a number that is not finite; the last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
@@ -64,6 +65,8 @@ def learn(
     )
     if resume:
         restore(agent, run_dir)
+        if isinstance(agent, OfflineAgent) and not agent.online_phase:
+            raise CheckpointError(f"{run_dir} holds a run of fit, which learn cannot resume: choose another run_dir.")
     if eval_env is not None:
         check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
     started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)

@@ -209,12 +209,10 @@ class OfflineAgent(Agent[C]):
                 "This loaded agent does not hold its dataset: pass learn(..., dataset=...)"
                 + ("." if self.needs_data else ", or offline_share=0 to learn from the environment alone.")
             )
-        if self.experience is None:
-            self.experience = Experience(self, settings)
-        else:
-            self.experience.change(settings)
-        self.experience.enter(env)
-        self.online_phase = True
+        lived = self.experience or Experience(self, settings)
+        lived.change(settings)
+        lived.enter(env)
+        self.experience, self.online_phase = lived, True
         learn(
             self,
             n_steps,
@@ -423,6 +421,8 @@ class OfflineAgent(Agent[C]):
         self.data = data  # the sampler is not a field before there is data, so it stays too
         if self.experience is not None:
             self.experience.move_in(self, experience)
+        elif experience is not None:
+            experience.leave()
 
     # --------------------------------------------------------------------------------------- building blocks
 

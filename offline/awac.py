@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..core.actor_critic import critic_loss, td_target, weighted_mean
+from ..core.actor_critic import average, critic_loss, td_target
 from ..core.agent import Metrics, adam, descend
 from ..core.config import Preset
 from ..core.dataset import Batch
@@ -73,11 +73,12 @@ class AWACConfig(WeightedCloningConfig):
 
 
 def softmax_weight(exponent: Tensor, row_weight: Tensor | None = None) -> Tensor:
-    """``exp(x) / mean exp(x)`` over ``[..., B]``: the mean, by `row_weight` where given, of these weights is 1."""
+    """``exp(x) / average exp(x)`` over ``[..., B]``, rows counted by `row_weight`; 0 where that is 0 for all."""
+    bounds = torch.finfo(exponent.dtype)
     if row_weight is not None:
         exponent = exponent.masked_fill(row_weight == 0, -torch.inf)  # or it might be the largest
-    stable = (exponent - exponent.amax(-1, keepdim=True)).exp()
-    return stable / weighted_mean(stable, row_weight).unsqueeze(-1)
+    stable = (exponent - exponent.amax(-1, keepdim=True).clamp(min=bounds.min)).exp()
+    return stable / average(stable, row_weight).clamp(min=bounds.tiny).unsqueeze(-1)
 
 
 class AWAC(WeightedCloningAgent[AWACConfig]):

@@ -33,7 +33,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core.actor_critic import entropy_coefficient_loss, sac_policy_loss, weighted_mean
+from ..core.actor_critic import average, entropy_coefficient_loss, sac_policy_loss, weighted_mean
 from ..core.agent import Metrics, adam, descend
 from ..core.config import Preset
 from ..core.dataset import Batch
@@ -96,7 +96,7 @@ def family_weight(advantage: Tensor, beta: Tensor, row_weight: Tensor | None, br
     if broadcast == "squeezed":
         return exponential_weight(beta * advantage)
     pairs = exponential_weight(advantage.unsqueeze(-1) * beta.unsqueeze(-2))
-    return weighted_mean(pairs, None if row_weight is None else row_weight.unsqueeze(-2))
+    return average(pairs, None if row_weight is None else row_weight.unsqueeze(-2).expand_as(pairs))
 
 
 class BalancePolicy(nn.Module):

@@ -18,7 +18,8 @@ Deviations and choices:
 1. The authors tuned beta_1 and beta_2 per dataset; no dataset got the 1 and 1 that their code starts from. The default
    here is the pair most often chosen for locomotion, 0.01 and 0.01 (hopper-medium's, for one).
 2. Where the data end without a next action (a recording cut off, in ``view="full"``) the target has no penalty. The
-   authors' rows, ``view="d4rl_qlearning"``, lack these.
+   authors' rows, ``view="d4rl_qlearning"``, lack these. Nor has the target of a row experienced online: the action that
+   follows is not known when it is stored. (CORL's fine-tuning drops beta_2 for all rows.)
 3. LayerNorm adds 1e-5 to the variance (PyTorch), the authors' 1e-6 (Flax).
 4. alpha, which the authors do not have, is 1; larger values are the same as smaller penalties beta_1.
 """

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.actor_critic import critic_loss, td_target, weighted_mean
+from ..core.actor_critic import average, critic_loss, td_target, weighted_mean
 from ..core.agent import Metrics, adam, descend
 from ..core.config import OfflineConfig
 from ..core.dataset import Batch
@@ -67,11 +67,12 @@ class TD3Config(OfflineConfig):
 
 
 def policy_loss(q: Tensor, penalty: Tensor, alpha: float, weight: Tensor | None = None) -> tuple[Tensor, Metrics]:
-    """``-lambda mean Q + penalty`` with ``lambda = alpha / sg[mean |Q|]``, for ``q [..., B]``, ``penalty [...]``.
+    """``-lambda mean w Q + penalty`` with ``lambda = alpha / sg[average |Q|]``, for ``q [..., B]``, ``penalty [...]``.
 
-    Invariant under Q -> c Q (c > 0). As in the authors' code nothing guards a vanishing mean |Q|: watch ``lambda``.
+    The average counts each row by its weight. Invariant under Q -> c Q (c > 0). As in the authors' code nothing guards
+    a vanishing mean |Q|: watch ``lambda``.
     """
-    scale = alpha / weighted_mean(q.detach().abs(), weight)
+    scale = alpha / average(q.detach().abs(), weight)
     value = weighted_mean(q, weight)
     return penalty - scale * value, {"lambda": scale, "policy_q": value.detach()}
 

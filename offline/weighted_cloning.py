@@ -33,7 +33,8 @@ class WeightedCloningConfig(OfflineConfig):
     Attributes:
         actor_hidden: widths of the policy's hidden layers; ``None`` for those of `hidden`.
         actor_lr: Adam's step size, > 0.
-        actor_lr_decay_steps: steps of a cosine decay of `actor_lr` to 0; None keeps it constant.
+        actor_lr_decay_steps: steps of a cosine decay of `actor_lr` to 0 while learning from a dataset; None keeps it
+            constant, as it is while learning from an environment.
         log_std_range: clip of the policy's log standard deviation.
         action_margin: logged actions are clipped this far (in half-ranges) inside the box, in [0, 1).
         dropout: probability in [0, 1) of dropping a hidden unit of the policy.
@@ -111,8 +112,9 @@ class WeightedCloningAgent(OfflineAgent[C]):
         deterministic = isinstance(proposed, Tensor)
         surprise = (proposed - action).square().sum(-1) if deterministic else -proposed.log_prob(action)
         loss = weighted_cloning_loss(weight, surprise, row_weight)
+        decay = None if self.online_phase else cfg.actor_lr_decay_steps
         for group in self.optimizers["actor"].param_groups:
-            group["lr"] = cfg.actor_lr * cosine_decay(self.step, cfg.actor_lr_decay_steps)
+            group["lr"] = cfg.actor_lr * cosine_decay(self.step, decay)
         descend(self.optimizers["actor"], loss)
         capped = (weight >= WIDEST_WEIGHT).to(weight.dtype).mean(1)
         return {"policy_loss": loss.detach(), "weight": weight.mean(1), "clipped_weight_fraction": capped}

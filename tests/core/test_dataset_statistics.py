@@ -228,6 +228,9 @@ def test_empirical_concentrability_estimates_the_known_ratio() -> None:
     other = steps(0.5 + rng.random(1000) / 2, np.zeros(1000, int), n_actions=1)
     assert empirical_concentrability(rollouts, other, bins=10).uncovered > 0.99
     assert empirical_concentrability(rollouts, data, bins=1) == pytest.approx((1, 1, 0))
+    # What is constant in each, but not the same, is never in one cell.
+    low, high = (steps(np.zeros(50), np.full((50, 1), value)) for value in (-1.0, 1.0))
+    assert empirical_concentrability(high, low, bins=10) == (math.inf, math.inf, 1)
     with pytest.raises(DataError, match="dimensions of states and actions"):
         empirical_concentrability(rollouts, uniform(5, 0, d_s=2))
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from corollary.core import checkpoint
 from corollary.core.collect import collect
 from corollary.core.dataset import Dataset
-from corollary.core.errors import ConfigError, CorollaryError, EnvironmentMismatchError
+from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, EnvironmentMismatchError
 from corollary.core.offline_agent import OfflineAgent
 from corollary.offline import BC, IQL, PRDC, TD3BC
 
@@ -47,12 +47,22 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("kind", [BC, IQL, PRDC, TD3BC])
 def test_learning_from_logged_rows_alone_is_going_on_with_fit(kind, reacher, tmp_path) -> None:
     """Networks, optimisers with their step counts, transforms and the order of batches survive the switch."""
-    stayed = kind(SEEDS, **SMALL).fit(reacher, 12)
-    went = kind(SEEDS, **SMALL).fit(reacher, 7).learn(ENV, 5, offline_share=1.0)
+    options = SMALL | ({"actor_lr_decay_steps": None} if kind is IQL else {})  # the decay is over on the switch
+    stayed = kind(SEEDS, **options).fit(reacher, 12)
+    went = kind(SEEDS, **options).fit(reacher, 7).learn(ENV, 5, offline_share=1.0)
     assert (went.step, went.clock, stayed.clock) == (12, 5, 12)
     assert same_bits(learnt(state_of(went, tmp_path)), learnt(state_of(stayed, tmp_path)))
-    mixed = kind(SEEDS, **SMALL).fit(reacher, 7).learn(ENV, 5, offline_share=0.5)  # control: experience teaches
+    mixed = kind(SEEDS, **options).fit(reacher, 7).learn(ENV, 5, offline_share=0.5)  # control: experience teaches
     assert not same_bits(learnt(state_of(mixed, tmp_path)), learnt(state_of(stayed, tmp_path)))
+
+
+def test_a_policy_whose_step_size_fell_to_zero_learns_online(reacher) -> None:
+    agent = IQL(1, **SMALL, actor_lr_decay_steps=5).fit(reacher, 6)
+    before = [parameter.clone() for parameter in agent.actor.parameters()]
+    agent.fit(reacher, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.actor.parameters(), strict=True))
+    agent.learn(ENV, 2)
+    assert not any(torch.equal(a, b) for a, b in zip(before, agent.actor.parameters(), strict=True))
 
 
 def test_the_transforms_keep_their_constants(reacher) -> None:
@@ -222,7 +232,34 @@ def test_learning_again_goes_on_in_the_same_episode(reacher, tmp_path) -> None:
     assert same_bits(state_of(once, tmp_path), state_of(twice, tmp_path))
 
 
+def test_another_number_of_environments_begins_new_episodes(reacher) -> None:
+    agent = TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 7).learn(ENV, 8, n_envs=2)
+    assert (agent.clock, agent.experience.replay.sizes.tolist()) == (15, [15])
+
+
+def test_a_resumed_run_keeps_the_size_of_its_buffer(reacher, tmp_path) -> None:
+    TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 5, run_dir=tmp_path / "run", buffer_size=100)
+    resumed = TD3BC(1, **SMALL).fit(reacher, 2)
+    with pytest.raises(ConfigError, match="buffer_size was 100"):
+        resumed.learn(ENV, 8, run_dir=tmp_path / "run", buffer_size=10, resume=True)
+    assert TD3BC.load(tmp_path / "run" / "checkpoint").clock == 5  # the checkpoint is as it was
+
+
 # -- Bad input
+
+
+def test_a_run_of_fit_is_not_resumed_by_learn(reacher, tmp_path) -> None:
+    TD3BC(1, **SMALL).fit(reacher, 2, run_dir=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="holds a run of fit"):
+        TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 5, run_dir=tmp_path / "run", resume=True)
+
+
+def test_a_refused_environment_leaves_nothing_behind(reacher) -> None:
+    agent = TD3BC(1, **SMALL).fit(reacher, 1)
+    with pytest.raises(EnvironmentMismatchError):
+        agent.learn("Pendulum-v1", 1, buffer_size=10)
+    assert agent.experience is None
+    agent.learn(ENV, 1, buffer_size=1000)
 
 
 def test_mistakes_are_named(reacher, tmp_path) -> None:

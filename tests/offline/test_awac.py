@@ -49,7 +49,10 @@ def test_softmax_weight_by_hand() -> None:
     assert weighted_mean(weight, row_weight) == pytest.approx(1)
     # Far beyond the range of exp; and a row of weight 0 has no say, even if its exponent is the largest.
     torch.testing.assert_close(softmax_weight(f64(1e4, 1e4 + math.log(3))), f64(1 / 2, 3 / 2))
-    torch.testing.assert_close(softmax_weight(f64(0, math.log(3), 1e6), f64(1, 1, 0)), f64(3 / 4, 9 / 4, 0))
+    torch.testing.assert_close(softmax_weight(f64(0, math.log(3), 1e6), f64(1, 1, 0)), f64(1 / 2, 3 / 2, 0))
+    # The weights say how rows compare: twice the row weights leave them as they are, and none at all gives 0.
+    torch.testing.assert_close(softmax_weight(exponent, 2 * row_weight), weight)
+    assert softmax_weight(exponent, f64(0, 0)).tolist() == [0, 0]
 
 
 def test_softmax_weight_leading_axes_are_separate_problems() -> None:

@@ -44,6 +44,21 @@ def test_policy_loss_by_hand() -> None:
     assert metrics["policy_q"] == -1
 
 
+def test_weighing_rows_is_drawing_them_as_often() -> None:
+    """Batches of one row, exactly: rows drawn with p, or all alike and weighed by N p, give the same mean gradient."""
+    q, p = f64(2, -1, 5), f64(0.7, 0.2, 0.1)
+
+    def gradient(row: int, weight: Tensor | None) -> Tensor:
+        values = q.clone().requires_grad_()
+        loss, _ = policy_loss(values[row : row + 1], f64(0)[0], 2.5, weight)
+        return torch.autograd.grad(loss, values)[0]
+
+    drawn = sum(p[i] * gradient(i, None) for i in range(3))
+    weighed = sum(gradient(i, 3 * p[i : i + 1]) for i in range(3)) / 3
+    torch.testing.assert_close(weighed, drawn)
+    assert (gradient(0, f64(0)) == 0).all()  # a batch of no weight has no say, and is not NaN
+
+
 # ------------------------------------------------------------------------------- limits, invariances, gradients
 
 
