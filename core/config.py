@@ -128,7 +128,7 @@ def make_config(kind: type[C], options: Mapping[str, Any], presets: Mapping[str,
 
 
 def parse_option(kind: type[Any], text: str) -> tuple[str, Any]:
-    """Read ``name=value`` for a configuration class, converting the value to the type of the field's default.
+    """Read ``name=value`` for a configuration class, converting the value to the field's type.
 
     Raises:
         ConfigError: if there is no ``=``, no such field, or the value does not convert.
@@ -145,16 +145,19 @@ def parse_option(kind: type[Any], text: str) -> tuple[str, Any]:
 def _convert(name: str, raw: str, default: Any, kind: Any) -> Any:
     if raw.lower() in ("none", "null") and not isinstance(default, str):
         return None
+    given = [each for each in typing.get_args(kind) if each is not type(None)]
+    if type(None) in typing.get_args(kind) and len(given) == 1:
+        (kind,) = given
     try:
-        if isinstance(default, bool):
+        if kind is bool:
             return {"true": True, "false": False}[raw.lower()]
-        if isinstance(default, tuple):
+        if typing.get_origin(kind) is tuple:
             element = typing.get_args(kind)[0]
             return tuple(element(part) for part in raw.strip("()[]").split(",") if part)
-        if isinstance(default, str):
+        if isinstance(default, str) or kind is str:
             parts = tuple(part for part in raw.split("+") if part)
             return parts if len(parts) > 1 else raw
-        if isinstance(default, int):
+        if kind is int:
             return int(raw)
         return float(raw)
     except (KeyError, ValueError) as error:

@@ -162,8 +162,27 @@ def saco(dataset: Dataset, reference: Dataset, bins: int = BINS) -> float:
     Raises:
         DataError: if the two are not of the same task.
     """
+    _require_same_task(dataset, reference)
     cells = Cells.of(reference, bins)
     return coverage(dataset, cells).occupied / coverage(reference, cells).occupied
+
+
+def _require_same_task(dataset: Dataset, reference: Dataset) -> None:
+    """Raise a :class:`DataError` if states or actions of the two are not of the same kind."""
+    ours, theirs = (
+        {
+            "dimensions of states": int(np.prod(each.observations.shape[1:])),
+            "dimensions of actions": int(np.prod(each.actions.shape[1:])),
+            "discrete actions": each.n_actions or 0,
+        }
+        for each in (dataset, reference)
+    )
+    for what, value in ours.items():
+        if value != theirs[what]:
+            raise DataError(
+                f"{dataset.info.name} has {value} {what}, {reference.info.name} has {theirs[what]}: take a "
+                "reference of the same task"
+            )
 
 
 def distance_to_data(dataset: Dataset, obs: ArrayLike, action: ArrayLike) -> FloatArray:
@@ -255,9 +274,8 @@ def empirical_concentrability(rollouts: Dataset, dataset: Dataset, bins: int = B
         DataError: if the two are not of the same task.
         ConfigError: if `bins` is below 1.
     """
+    _require_same_task(dataset, rollouts)
     one, other = Cells.of(dataset, bins), Cells.of(rollouts, bins)
-    if len(one.bins) != len(other.bins):
-        other.index(dataset)  # which says what differs
     low, high = np.minimum(one.low, other.low), np.maximum(one.high, other.high)
     # What is constant in each set, but not the same, has a bin in each and an extent in both together.
     apart = (high > low) & (one.bins == 1) & (other.bins == 1)
@@ -304,6 +322,8 @@ def describe(dataset: Dataset, reference: Dataset | None = None) -> dict[str, An
     Raises:
         DataError: if `reference` is not of the same task.
     """
+    if reference is not None:
+        _require_same_task(dataset, reference)
     cells = Cells.of(dataset if reference is None else reference)
     covered = coverage(dataset, cells)
     low, high = dataset.info.ref_min_score, dataset.info.ref_max_score

@@ -265,8 +265,13 @@ class OfflineAgent(Agent[C]):
         training on other data stays in the coordinates that the networks know.
 
         Raises:
-            DataError: if the dataset is not of continuous actions or does not have the shapes of the first one.
+            DataError: if it is no dataset, not of continuous actions, or not of the shapes of the first one.
         """
+        if not isinstance(dataset, Dataset):
+            raise DataError(
+                f"{self.algorithm} learns from a Dataset, not from {type(dataset).__name__}: corollary.load_dataset "
+                "reads files and names, Dataset.from_arrays takes arrays."
+            )
         if dataset.action_low is None or dataset.action_high is None:
             raise DataError(f"{self.algorithm} needs continuous actions; {dataset.info.name} has discrete ones.")
         chosen = self.select_data(dataset)

@@ -212,16 +212,17 @@ class OnlineAgent(Agent[C]):
         Raises:
             EnvironmentMismatchError: if its spaces are others than those the agent was made for.
         """
-        self.close()
-        self._source = env
-        made = self.environments
+        made = make_environments(env, self.seeds, self.config.n_envs, vectorization=self.config.vectorization)
         theirs = OnlineProblem(space_to_json(made.observation_space), space_to_json(made.action_space), made.env_id)
         for name in ("observation_space", "action_space"):
             if getattr(theirs, name) != getattr(self.problem, name):
+                made.close()
                 raise EnvironmentMismatchError(
                     f"{made.env_id} has {name} {getattr(made, name)}, but the agent was made for "
                     f"{space_from_json(getattr(self.problem, name))}."
                 )
+        self.close()
+        self._source, self._environments = env, made
         self._resumed = None  # new episodes begin here
 
     def close(self) -> None:
@@ -327,11 +328,12 @@ class OnlineAgent(Agent[C]):
 
     def begin_episodes(self) -> NDArray[np.float32]:
         """Return what the environments show, ``[R, d_s]``: first observations, or where a restored run stopped."""
-        self._begun = True
         if self._resumed is not None:
-            state, self._resumed = self._resumed, None
-            return self.environments.restore(state)
+            restored = self.environments.restore(self._resumed)
+            self._resumed, self._begun = None, True
+            return restored
         obs = self.environments.reset()
+        self._begun = True
         if self.observation_normaliser is not None:
             self.observation_normaliser.update(obs.reshape(len(self.seeds), -1, obs.shape[-1]))
         return obs

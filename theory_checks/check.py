@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -175,6 +175,10 @@ class Check:
 
     def __post_init__(self) -> None:
         """Refuse a check that cannot fail, or lacks what its kind needs."""
+        if self.kind not in get_args(Kind):
+            raise CheckError(f"{self.id}: the kind {self.kind!r} is none of {', '.join(get_args(Kind))}.")
+        if isinstance(self.tags, str):
+            raise CheckError(f"{self.id}: tags are a tuple of names; got the string {self.tags!r}.")
         if not self.mutants and self.kind != "fact":
             raise CheckError(f"{self.id} has no mutant: a check that cannot fail proves nothing.")
         if self.kind == "mean" and self.range is None:

@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -108,7 +108,14 @@ def run_check(
         number: position of this check among the statistical ones of the run, from 1: its share of the error budget.
         adversary: search for tight problems, from the kept one on; by default in the full tier only. Without a search
             the kept one is tried.
+
+    Raises:
+        CheckError: for another tier, or a negative seed.
     """
+    if tier not in get_args(Tier) or seed < 0:
+        raise CheckError(
+            f"A check runs with a tier of {', '.join(get_args(Tier))} and a seed >= 0; got {tier!r}, {seed}."
+        )
     began = time.perf_counter()
     try:
         result = _run(check, tier, seed, number, tier == "full" if adversary is None else adversary)

@@ -7,6 +7,8 @@ import pytest
 
 from corollary.core.config import OfflineConfig, Preset, make_config, parse_option
 from corollary.core.errors import ConfigError
+from corollary.offline.awac import AWACConfig
+from corollary.offline.odice import ODICEConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,3 +134,12 @@ def test_the_elements_of_a_tuple_are_read_by_its_annotation() -> None:
     assert parse_option(PPOConfig, "critic_hidden=32,16") == ("critic_hidden", (32, 16))
     with pytest.raises(ConfigError, match="Option critic_hidden cannot be 'wide'"):
         parse_option(PPOConfig, "critic_hidden=wide")
+
+
+def test_options_that_may_be_none_have_the_type_of_their_field() -> None:
+    assert parse_option(AWACConfig, "actor_lr_decay_steps=100") == ("actor_lr_decay_steps", 100)
+    assert parse_option(AWACConfig, "actor_hidden=32,16") == ("actor_hidden", (32, 16))
+    assert parse_option(ODICEConfig, "actor_hidden=32,16") == ("actor_hidden", (32, 16))  # its default is no None
+    assert parse_option(AWACConfig, "actor_hidden=none") == ("actor_hidden", None)
+    with pytest.raises(ConfigError, match="actor_lr_decay_steps cannot be 'soon'"):
+        parse_option(AWACConfig, "actor_lr_decay_steps=soon")

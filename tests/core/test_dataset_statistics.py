@@ -126,7 +126,7 @@ def test_distinct_cells_of_uniform_rows_are_the_coupon_collectors() -> None:
 
 
 def test_coverage_refuses_other_tasks_and_bins() -> None:
-    with pytest.raises(DataError, match="has 3 dimensions of states and actions, the reference has 2"):
+    with pytest.raises(DataError, match="has 2 dimensions of states, arrays has 1"):
         saco(uniform(5, 0, d_s=2), uniform(5, 0))
     with pytest.raises(ConfigError, match="bins must be at least 1; got 0"):
         Cells.of(uniform(5, 0), 0)
@@ -231,7 +231,7 @@ def test_empirical_concentrability_estimates_the_known_ratio() -> None:
     # What is constant in each, but not the same, is never in one cell.
     low, high = (steps(np.zeros(50), np.full((50, 1), value)) for value in (-1.0, 1.0))
     assert empirical_concentrability(high, low, bins=10) == (math.inf, math.inf, 1)
-    with pytest.raises(DataError, match="dimensions of states and actions"):
+    with pytest.raises(DataError, match="dimensions of states"):
         empirical_concentrability(rollouts, uniform(5, 0, d_s=2))
 
 

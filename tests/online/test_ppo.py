@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 import corollary
 from corollary.core.distributions import DiagonalGaussian
-from corollary.core.errors import ConfigError
+from corollary.core.errors import ConfigError, CorollaryError, EnvironmentMismatchError
 from corollary.online import PPO, SPO
 from corollary.online.objectives import clipped_value_coefficient, clipped_value_loss, value_coefficient, value_loss
 
@@ -238,3 +238,13 @@ def test_pendulum_is_balanced_with_a_short_horizon() -> None:
     returns = corollary.evaluate(agent, "Pendulum-v1", 20).mean_return
     print("Pendulum-v1", returns)
     assert (returns >= -250).all()
+
+
+def test_a_refused_environment_changes_nothing(tmp_path) -> None:
+    agent = PPO("CartPole-v1", n_steps=16, batch_size=16).learn(16)
+    for wrong, error in (("Acrobot-v1", EnvironmentMismatchError), ("CartPol-v1", CorollaryError)):
+        with pytest.raises(error):
+            agent.learn(16, env=wrong)
+    agent.save(tmp_path / "kept")
+    assert agent.learn(16).clock == 32
+    assert PPO.load(tmp_path / "kept").learn(16, env="CartPole-v1").clock == 32

@@ -493,3 +493,13 @@ def test_reports_of_every_verdict_are_written(tmp_path) -> None:
     for word in ("PASS", "CONSISTENT", "FAIL", "VACUOUS", "ERROR", "slope only"):
         assert word in page
     json.loads(write_json(results, tmp_path / "all.json").read_text())
+
+
+def test_typing_errors_in_a_check_or_a_run_are_named() -> None:
+    with pytest.raises(CheckError, match="the kind 'inequalty' is none of"):
+        made(kind="inequalty")
+    with pytest.raises(CheckError, match="tags are a tuple"):
+        made(tags="toys")
+    for tier, seed in (("fsat", 0), ("fast", -1)):
+        with pytest.raises(CheckError, match="a seed >= 0"):
+            run_check(made(), tier, seed)
