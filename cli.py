@@ -25,12 +25,14 @@ from .core.agent import Agent, algorithm_class, algorithms, load_agent
 from .core.config import parse_option
 from .core.dataset import Dataset
 from .core.dataset_statistics import describe, effective_sample_size
+from .core.environments import is_known
 from .core.errors import ConfigError, CorollaryError
 from .core.evaluation import evaluate
 from .core.loading import load_dataset, shipped_datasets
 from .core.loop import CHECKPOINT
 from .core.offline_agent import OfflineAgent
 from .core.online_agent import OnlineAgent
+from .core.runs import Run, read_runs
 from .core.sampling import row_probabilities
 from .core.transforms import reward_transform
 
@@ -43,12 +45,16 @@ class ChecksFailed(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 a user's error, 2 a check did not pass, 130 interrupted."""
-    parser = _parser()
+    parser = _parser(sys.argv[1:] if arguments is None else arguments)
     chosen = parser.parse_args(arguments)
     try:
         chosen.run(chosen)
     except (CorollaryError, gymnasium.error.Error) as error:
         print(f"corollary: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"corollary: {named}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("corollary: interrupted", file=sys.stderr)
@@ -59,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="corollary", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -73,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train an algorithm on a dataset or in an environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_options_help(),
+        epilog=_options_help(arguments),
     )
     sub.add_argument("algorithm", nargs="?", help="for instance offline.prdc or online.ppo")
     sub.add_argument("--dataset", help="offline: what to learn from, a file or a name (see: corollary data list)")
@@ -161,6 +167,8 @@ def _check(chosen: argparse.Namespace) -> None:
 
     checks = select(*chosen.what)
     if chosen.list:
+        if chosen.json or chosen.html or chosen.keep:
+            raise ConfigError("--list runs nothing, so there is nothing to write: drop --json, --html and --keep.")
         table = Table("check", "claim", "about", box=None)
         for check in checks:
             table.add_row(check.id, check.title, ", ".join(check.tags))
@@ -190,7 +198,8 @@ def _check(chosen: argparse.Namespace) -> None:
         print(write_html(results, chosen.html, **about))
     failed = [r for r in results if not r.passed]
     for result in failed:
-        print(f"{result.check.id} {result.verdict}: {result.note or result.check.title}", file=sys.stderr)
+        why = f" ({result.note})" if result.note else ""
+        print(f"{result.check.id} {result.verdict}: {result.check.title}{why}", file=sys.stderr)
     if failed:
         raise ChecksFailed(f"{len(failed)} of {len(results)} checks did not pass.")
 
@@ -248,8 +257,13 @@ def _attribute_docs(doc: str) -> dict[str, str]:
     return docs
 
 
-def _options_help() -> str:
-    return "\n\n".join(describe_options(kind) for kind in algorithms().values())
+def _options_help(arguments: Sequence[str]) -> str:
+    """Return the options of the algorithm among `arguments`, or where to find them."""
+    known = algorithms()
+    named = [known[argument] for argument in arguments if argument in known]
+    if named:
+        return describe_options(named[0])
+    return f"algorithms: {', '.join(known)}\noptions of one: corollary train NAME --help"
 
 
 # ------------------------------------------------------------------------------------------------------ data
@@ -357,7 +371,9 @@ def _train(chosen: argparse.Namespace) -> None:
     seeds = _seeds(settings["seeds"])
     options = dict(parse_option(kind.config_type, text) for text in settings["set"])
     options |= {name: settings[name] for name in ("preset", "device", "precision")}
-    if chosen.threads:
+    if chosen.threads is not None:
+        if chosen.threads < 1:
+            raise ConfigError(f"--threads must be at least 1; got {chosen.threads}.")
         torch.set_num_threads(chosen.threads)
     agent: OnlineAgent[Any] | OfflineAgent[Any]
     start: Callable[..., Any]
@@ -388,7 +404,7 @@ def _train(chosen: argparse.Namespace) -> None:
         resume=bool(chosen.resume),
         command=settings,
     )
-    _print_table([run_dir])
+    _print_table([Run.read(run_dir)])
 
 
 def _sampling_plan(agent: OfflineAgent[Any], dataset: Dataset) -> dict[str, str]:
@@ -410,6 +426,8 @@ def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.resume:
         settings |= _recorded_command(Path(chosen.resume))
         changed = sorted(k for k, v in given.items() if k != "steps" and v != settings[k])
+        if chosen.run_dir and Path(chosen.run_dir) != Path(chosen.resume):
+            raise ConfigError(f"--resume continues {chosen.resume} where it is: drop --run-dir.")
         if changed:
             name = changed[0].replace("_", "-")
             raise ConfigError(f"--resume continues {chosen.resume} as it was; only --steps may change, not {name}.")
@@ -441,8 +459,6 @@ def _new_run_dir(algorithm: str, task: str) -> str:
 
 
 def _recorded_command(run_dir: Path) -> dict[str, Any]:
-    from .core.runs import Run
-
     command = Run.read(run_dir).card.get("command")
     if not isinstance(command, dict):
         raise ConfigError(f"{run_dir} was not started by `corollary train`: resume it in Python, with resume=True.")
@@ -460,7 +476,7 @@ def _evaluation_env(asked: str | None, default: str | None) -> str | None:
     """Choose the asked environment, else the task's own if gymnasium has it."""
     if asked is not None:
         return None if asked == "none" else asked
-    return default if default in gymnasium.registry else None
+    return default if is_known(default) else None
 
 
 def _print_plan(
@@ -502,7 +518,9 @@ def _eval(chosen: argparse.Namespace) -> None:
             "lengths": result.lengths_SE.tolist(),
             "scores": None if result.scores_SE is None else result.scores_SE.tolist(),
         }
-        Path(chosen.json).write_text(json.dumps(content, indent=2) + "\n")
+        target = Path(chosen.json)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _play(chosen: argparse.Namespace) -> None:
@@ -535,19 +553,23 @@ def _loaded(chosen: argparse.Namespace) -> tuple[Agent[Any], str]:
 
 def _report(chosen: argparse.Namespace) -> None:
     from .core.report import write_report
-    from .core.runs import find_runs
 
-    runs = find_runs(chosen.runs)
+    runs, damaged = read_runs(chosen.runs)
+    for sentence in damaged:
+        print(f"corollary: {sentence}", file=sys.stderr)
     _print_table(runs)
-    print(write_report(runs, chosen.out))
+    print(write_report(chosen.runs, chosen.out))
 
 
-def _print_table(run_dirs: Sequence[Path]) -> None:
+def _print_table(runs: Sequence[Run]) -> None:
     from .core.report import TableStyle, format_table, summarise
-    from .core.runs import Run
 
+    rows = summarise(runs)
+    if not rows:
+        print("No evaluations, hence no scores: train with an evaluation environment (--env, or online --eval-env).")
+        return
     style: TableStyle = "rich" if sys.stdout.isatty() else "text"
-    print(format_table(summarise([Run.read(path) for path in run_dirs]), style=style))
+    print(format_table(rows, style=style))
 
 
 # ------------------------------------------------------------------------------------------------------ demo
@@ -561,7 +583,6 @@ _DEMO = {"offline.prdc": "halfcheetah", "offline.iql": None, "offline.td3_bc": N
 def _demo(chosen: argparse.Namespace) -> None:
     from .core.plots import learning_curves
     from .core.report import write_report
-    from .core.runs import Run
 
     out = Path(chosen.out)
     steps = max(100, int(_DEMO_STEPS * chosen.scale))
@@ -574,12 +595,12 @@ def _demo(chosen: argparse.Namespace) -> None:
         jobs = [pool.submit(_demo_run, name, preset, chosen.seeds, steps, out / name) for name, preset in _DEMO.items()]
         for job in as_completed(jobs):
             print(f"{time.perf_counter() - began:5.0f} s  {job.result()}", flush=True)
-    runs = [out / name for name in reversed(_DEMO)]
+    runs = [Run.read(out / name) for name in reversed(_DEMO)]
     _print_table(runs)
     picture = out / "learning_curves.png"
-    learning_curves([Run.read(path) for path in runs], out=picture)
+    learning_curves(runs, out=picture)
     print(picture)
-    print(write_report(runs, out / "report.html"))
+    print(write_report([run.path for run in runs], out / "report.html"))
 
 
 def _demo_run(name: str, preset: str | None, seeds: str, steps: int, run_dir: Path) -> str:

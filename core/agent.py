@@ -9,6 +9,7 @@ adds its configuration, its networks and its update.
 import dataclasses
 import importlib
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ class Agent(ABC, Generic[C]):
         self.config: C = make_config(self.config_type, options, self.presets, preset)
         self.seeds = _seed_tuple(seeds)
         self.preset = preset
-        self.device = torch.device(device)
+        self.device = _usable_device(device)
         if precision not in _DTYPES:
             raise ConfigError(f"precision must be one of {', '.join(_DTYPES)}; got {precision!r}.")
         self.precision = precision
@@ -207,6 +208,7 @@ class Agent(ABC, Generic[C]):
 
         Raises:
             CheckpointError: if it is missing or damaged, or belongs to another algorithm.
+            ConfigError: for a device that is not there.
         """
         config, tensors = checkpoint.read(path)
         if config.get("algorithm") != cls.algorithm:
@@ -214,11 +216,13 @@ class Agent(ABC, Generic[C]):
                 f"{path} is a checkpoint of {config.get('algorithm')}, not of {cls.algorithm}: "
                 "load it with that class, or with corollary.load_agent."
             )
+        where = _usable_device(device)
         try:
-            return cls.from_state(config, tensors, torch.device(device))
-        except (KeyError, TypeError, RuntimeError, ConfigError) as error:
+            return cls.from_state(config, tensors, where)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The checkpoint {path} does not fit this version of {cls.algorithm}: {error}."
+                f"The checkpoint {path} was altered, or does not fit this version of {cls.algorithm} "
+                f"({type(error).__name__}: {str(error).rstrip('.')})."
             ) from error
 
     def restore(self, path: str | Path) -> None:
@@ -240,13 +244,21 @@ class Agent(ABC, Generic[C]):
     def _settings(self) -> dict[str, Any]:
         return {"seeds": self.seeds, "precision": self.precision, **dataclasses.asdict(self.config)}
 
+    def seed_position(self, index: int) -> int:
+        """Return `index`, counted from the end where it is negative, as a position in `seeds`.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        if not -len(self.seeds) <= index < len(self.seeds):
+            raise ConfigError(f"This agent has {len(self.seeds)} seeds; there is no seed index {index}.")
+        return index % len(self.seeds)
+
     def select(self, index: int) -> Self:
         """Return a copy with only the seed at position `index`: it predicts, saves and continues on its own."""
         config, tensors = self.state()
-        if not -len(self.seeds) <= index < len(self.seeds):
-            raise IndexError(f"This agent has {len(self.seeds)} seeds; there is no position {index}.")
-        config["seeds"] = [self.seeds[index]]
-        position = index % len(self.seeds)
+        position = self.seed_position(index)
+        config["seeds"] = [self.seeds[position]]
         per_seed = self._per_seed_names()
         picked = {n: (t[position : position + 1].clone() if n in per_seed else t) for n, t in tensors.items()}
         return self.from_state(config, picked, self.device)
@@ -331,7 +343,11 @@ class Agent(ABC, Generic[C]):
 def load_agent(path: str | Path, *, device: str | torch.device = "cpu") -> Agent[Any]:
     """Load a checkpoint of whatever algorithm it is; raises a :class:`CheckpointError` as `Agent.load` does."""
     config, _ = checkpoint.read(path)
-    return algorithm_class(str(config.get("algorithm"))).load(path, device=device)
+    try:
+        kind = algorithm_class(str(config.get("algorithm")))
+    except ConfigError as error:
+        raise CheckpointError(f"The checkpoint {path} is of no algorithm of this version: {error}") from error
+    return kind.load(path, device=device)
 
 
 def algorithm_class(name: str) -> type[Agent[Any]]:
@@ -394,13 +410,27 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
     chosen: tuple[int, ...] = ()
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        chosen = tuple(range(seeds))
-    elif isinstance(seeds, Sequence) and all(type(seed) is int for seed in seeds):
-        chosen = tuple(seeds)
+    if _is_whole(seeds):
+        chosen = tuple(range(operator.index(seeds)))  # type: ignore[arg-type]
+    elif isinstance(seeds, Sequence | np.ndarray) and all(map(_is_whole, seeds)):
+        chosen = tuple(map(operator.index, seeds))
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise ConfigError(f"seeds must be a positive number or a list of different seeds >= 0; got {seeds!r}.")
     return chosen
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
+def _usable_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"The device {str(name)!r} cannot be used here ({why}): take 'cpu'.") from error
+    return device
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer | SeedwiseAdam) -> dict[str, Tensor]:

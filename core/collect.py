@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from .dataset import ACTION_TOLERANCE, Dataset, DatasetInfo, Episode
+from .environments import environment_id, environment_name, make_single, raised
 from .errors import ConfigError, DataError
 from .evaluation import EnvSource
 from .progress import counting_bar
@@ -76,9 +77,10 @@ def collect(
         `corollary.core.scores` has them for this environment id.
 
     Raises:
-        DataError: an environment that cannot be made, is vectorised or has unsupported spaces; one that
-            raises, or gives an observation or reward that is not finite; an action outside the space. Names
-            episode and step.
+        EnvironmentMismatchError: an environment that cannot be made or is vectorised.
+        DataError: one that has unsupported spaces, or gives an observation or reward that is not finite; an action
+            outside the space. Names episode and step.
+        CorollaryError: if the environment raises; names episode and step.
         ConfigError: neither or both of `n_steps` and `n_episodes`, or one below 1.
     """
     if (n_steps is None) == (n_episodes is None):
@@ -86,10 +88,10 @@ def collect(
     goal = cast(int, n_steps if n_episodes is None else n_episodes)
     if goal < 1:
         raise ConfigError(f"collect needs at least one step or episode; got {goal}")
-    made = make_env(env)
+    made = make_single(env)
     bar = counting_bar(progress)
     try:
-        recorder = _Recorder(made, policy, seed, deterministic)
+        recorder = _Recorder(made, environment_id(env, made), policy, seed, deterministic)
         episodes: list[Episode] = []
         rows = done = 0
         with bar, isolated_generators(derived_seed(seed, _GLOBAL)):
@@ -126,31 +128,19 @@ def derived_seed(seed: int, *branch: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=branch).generate_state(1)[0])
 
 
-def make_env(env: EnvSource) -> gymnasium.Env[Any, Any]:
-    """Return one environment from an id, an environment, or a function that makes one.
-
-    Raises:
-        DataError: an unknown id, a vectorised environment, or something else altogether.
-    """
-    if isinstance(env, str):
-        try:
-            return gymnasium.make(env)
-        except gymnasium.error.Error as error:
-            raise DataError(f"environment {env!r} cannot be made: {error}") from error
-    made: object = env if isinstance(env, gymnasium.Env) or not callable(env) else env()
-    if isinstance(made, gymnasium.vector.VectorEnv):
-        raise DataError("collect steps one environment, but got a vectorised one: pass a single one or its id")
-    if not isinstance(made, gymnasium.Env):
-        raise DataError(f"collect needs a gymnasium environment, its id or a function making one; got {made!r}")
-    return made
-
-
 class _Recorder:
     """Plays episodes in one environment and checks everything that crosses its boundary."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], policy: Policy | None, seed: int, deterministic: bool) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        registered_id: str | None,
+        policy: Policy | None,
+        seed: int,
+        deterministic: bool,
+    ) -> None:
         self.env, self.policy, self.seed, self.deterministic = env, policy, seed, deterministic
-        self.env_id = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        self.registered_id, self.env_id = registered_id, environment_name(env)
         self.action_fields = self._supported_action_fields()
         if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
             raise DataError(
@@ -183,7 +173,7 @@ class _Recorder:
         reference = REFERENCE_RETURNS.get(self.env_id)
         return DatasetInfo(
             name=name or f"{self.env_id}-{acting}".lower(),
-            env_id=None if spec is None else spec.id,
+            env_id=self.registered_id,
             ref_min_score=reference.min if reference else None,
             ref_max_score=reference.max if reference else None,
             score_source=reference.source if reference else None,
@@ -287,5 +277,4 @@ def _blamed_on(place: str, call: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind = type(error).__name__
-        raise DataError(f"{place}: the environment raised {kind} in {call}: {error}") from error
+        raise raised(place, call, error) from error

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from .dataset import View
 from .errors import ConfigError, suggest
 
@@ -123,6 +125,7 @@ def make_config(kind: type[C], options: Mapping[str, Any], presets: Mapping[str,
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"Unknown option {name!r}; {kind.__name__} has {', '.join(known)}.{suggest(name, known)}")
+        value = value.item() if isinstance(value, np.generic) else value
         settings[name] = tuple(value) if isinstance(value, list) else value
     return kind(**settings)
 

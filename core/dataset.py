@@ -601,9 +601,10 @@ class Dataset:
 
         The file is written under a temporary name in the same folder and moved into place, so an interrupted
         or failed write (a full disk) leaves whatever was there before. Arrays are compressed without loss;
-        `info` is JSON text.
+        `info` is JSON text. Missing folders are made.
         """
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs[FORMAT_ATTRIBUTE] = FORMAT_VERSION
             file.attrs["fingerprint"] = self.fingerprint

@@ -76,30 +76,31 @@ def make_environments(
     if isinstance(source, VectorEnv):  # asked first, as EnvPool's are gymnasium.Env too
         if len(seeds) > 1:
             raise ConfigError(f"One vector environment serves one seed, not {len(seeds)}: pass a function making one.")
-        return _VectorEnvironments([source], seeds, left_open=True)
+        return _VectorEnvironments([source], seeds, environment_id(source, source), left_open=True)
     if isinstance(source, gymnasium.Env):
         if len(seeds) * n_envs > 1 or vectorization != "sync":
             raise ConfigError(
                 "One environment serves one seed with n_envs=1 and vectorization='sync'; got "
                 f"{len(seeds)} seeds, n_envs={n_envs} and {vectorization!r}: pass its id or a function making one."
             )
-        return _InProcess([source], seeds, 1, left_open=True)
+        return _InProcess([source], seeds, 1, environment_id(source, source), left_open=True)
     if vectorization == "envpool":
         if not isinstance(source, str):
             raise ConfigError(f"vectorization='envpool' needs the id of one of EnvPool's environments; got {source!r}.")
         with _closed_on_error() as pools:
             pools.extend(_EnvPool(source, n_envs) for _ in seeds)
-            return _VectorEnvironments(pools, seeds, env_id=source)
-    first = _make(source)
+            return _VectorEnvironments(pools, seeds, source)
+    first = make_environment(source)
+    env_id = environment_id(source, first)
     with _closed_on_error(first) as made:
         if isinstance(first, VectorEnv):
-            made.extend(_make(source) for _ in seeds[1:])
-            return _VectorEnvironments(made, seeds)
+            made.extend(make_environment(source) for _ in seeds[1:])
+            return _VectorEnvironments(made, seeds, env_id)
         if vectorization == "async":
             first.close()
-            return _Processes(source, first, seeds, n_envs)
-        made.extend(_make(source) for _ in range(len(seeds) * n_envs - 1))
-        return _InProcess(made, seeds, n_envs)
+            return _Processes(source, first, seeds, n_envs, env_id)
+        made.extend(make_environment(source) for _ in range(len(seeds) * n_envs - 1))
+        return _InProcess(made, seeds, n_envs, env_id)
 
 
 def episode_seed(seed: int, env_index: int, episode: int) -> int:
@@ -116,7 +117,7 @@ class Environments(ABC):
     """R = S * N environments; made by :func:`make_environments`.
 
     Attributes:
-        env_id: the id under which gymnasium (or EnvPool) knows the environment, or None.
+        env_id: the id under which gymnasium (or EnvPool) makes the environment, or None.
         name: the id, or the name of the class; used in messages.
         seeds: the seed of each run.
         n_envs: N.
@@ -131,8 +132,8 @@ class Environments(ABC):
     def __init__(
         self, env: SingleEnv | BatchEnv, of_one: "_Spaces", seeds: Sequence[int], n_envs: int, env_id: str | None
     ) -> None:
-        self.env_id: str | None = env_id or getattr(env.spec, "id", None)
-        self.name = self.env_id or type(env.unwrapped).__name__
+        self.env_id = env_id
+        self.name = env_id or environment_name(env)
         self.seeds = tuple(seeds)
         self.n_envs = n_envs
         self.n_rows = len(self.seeds) * n_envs
@@ -245,8 +246,10 @@ class _Repeatable(Environments):
 
     exact_resume = True
 
-    def __init__(self, env: SingleEnv, of_one: "_Spaces", seeds: Sequence[int], n_envs: int) -> None:
-        super().__init__(env, of_one, seeds, n_envs, None)
+    def __init__(
+        self, env: SingleEnv, of_one: "_Spaces", seeds: Sequence[int], n_envs: int, env_id: str | None
+    ) -> None:
+        super().__init__(env, of_one, seeds, n_envs, env_id)
         self._episodes = [-1] * self.n_rows
         self._is_box = isinstance(of_one.observation, spaces.Box)
         self._log = _ActionLog(self.n_rows, self.actions)
@@ -349,9 +352,15 @@ class _InProcess(_Repeatable):
     """R environments stepped one after the other."""
 
     def __init__(
-        self, envs: Sequence[SingleEnv], seeds: Sequence[int], n_envs: int, *, left_open: bool = False
+        self,
+        envs: Sequence[SingleEnv],
+        seeds: Sequence[int],
+        n_envs: int,
+        env_id: str | None,
+        *,
+        left_open: bool = False,
     ) -> None:
-        super().__init__(envs[0], _common_spaces(envs), seeds, n_envs)
+        super().__init__(envs[0], _common_spaces(envs), seeds, n_envs, env_id)
         self._envs, self._left_open = envs, left_open
         self._steps = [env.step for env in envs]
         self._all_valid = np.ones(self.n_rows, bool)
@@ -368,7 +377,7 @@ class _InProcess(_Repeatable):
                 obs, reward[row], terminated[row], truncated[row], _ = step(action)
                 observations.append(obs)
         except Exception as error:
-            raise _raised(self._place(row), "step", error) from error
+            raise raised(self._place(row), "step", error) from error
         next_obs = self._encoded(observations, self._rows)
         self._add(reward, next_obs)
         self._obs = next_obs
@@ -385,7 +394,7 @@ class _InProcess(_Repeatable):
             try:
                 obs, _ = self._envs[row].reset(seed=self._seed(row))
             except Exception as error:
-                raise _raised(self._place(row), "reset", error) from error
+                raise raised(self._place(row), "reset", error) from error
             observations.append(obs)
         return observations
 
@@ -405,9 +414,14 @@ class _Processes(_Repeatable):
     """R environments, each in a process of its own."""
 
     def __init__(
-        self, source: str | Callable[[], SingleEnv | BatchEnv], like: SingleEnv, seeds: Sequence[int], n_envs: int
+        self,
+        source: str | Callable[[], SingleEnv | BatchEnv],
+        like: SingleEnv,
+        seeds: Sequence[int],
+        n_envs: int,
+        env_id: str | None,
     ) -> None:
-        super().__init__(like, _common_spaces([like]), seeds, n_envs)
+        super().__init__(like, _common_spaces([like]), seeds, n_envs, env_id)
         makers = [
             functools.partial(_SelfSeeding, source, row, seeds[row // n_envs], row % n_envs)
             for row in range(self.n_rows)
@@ -443,7 +457,7 @@ class _Processes(_Repeatable):
         try:
             return self._vector.call(method, *arguments)
         except Exception as error:
-            raise _raised(self.name, what, error) from error
+            raise raised(self.name, what, error) from error
 
     def close(self) -> None:
         self._vector.close()
@@ -453,7 +467,7 @@ class _SelfSeeding(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One row's environment in its process, where gymnasium resets it: it knows each episode's seed itself."""
 
     def __init__(self, source: str | Callable[[], SingleEnv | BatchEnv], row: int, seed: int, env_index: int) -> None:
-        env = _make(source)
+        env = make_environment(source)
         assert isinstance(env, gymnasium.Env)
         super().__init__(env)
         self._row, self._seed, self._env_index, self._episode = row, seed, env_index, -1
@@ -549,7 +563,7 @@ class _VectorEnvironments(Environments):
     exact_resume = False
 
     def __init__(
-        self, parts: Sequence[BatchEnv], seeds: Sequence[int], *, env_id: str | None = None, left_open: bool = False
+        self, parts: Sequence[BatchEnv], seeds: Sequence[int], env_id: str | None, *, left_open: bool = False
     ) -> None:
         super().__init__(parts[0], _common_spaces(parts), seeds, parts[0].num_envs, env_id)
         self._parts, self._left_open = parts, left_open
@@ -572,7 +586,7 @@ class _VectorEnvironments(Environments):
             try:
                 obs, _ = part.reset(seed=episode_seed(seed, 0, self._resets))
             except Exception as error:
-                raise _raised(f"{self.name} of seed {seed}", "reset", error) from error
+                raise raised(f"{self.name} of seed {seed}", "reset", error) from error
             vectors.append(self.observations.encode_batch(obs))
         stacked = np.concatenate(vectors)
         self._require_finite("observation", stacked)
@@ -625,7 +639,7 @@ def _step_vector(env: BatchEnv, actions: NDArray[Any], observations: Observation
     try:
         batch, reward, terminated, truncated, infos = env.step(actions)
     except Exception as error:
-        raise _raised(observations.env_name, "step", error) from error
+        raise raised(observations.env_name, "step", error) from error
     obs = next_obs = observations.encode_batch(batch).copy()  # environments may reuse their memory
     terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
     ended = np.flatnonzero(terminated | truncated)
@@ -711,7 +725,12 @@ def _common_spaces(envs: Sequence[SingleEnv | BatchEnv]) -> _Spaces:
     return every[0]
 
 
-def _make(source: object) -> SingleEnv | BatchEnv:
+def make_environment(source: object) -> SingleEnv | BatchEnv:
+    """Return the environment that `source` is, makes or names.
+
+    Raises:
+        EnvironmentMismatchError: an id that cannot be made, or something that is no gymnasium environment.
+    """
     if isinstance(source, str):
         try:
             # The passive checker repeats at every step what is checked here, at a third of the time of a quick step.
@@ -728,8 +747,43 @@ def _make(source: object) -> SingleEnv | BatchEnv:
     return made
 
 
-def _raised(place: str, call: str, error: Exception) -> CorollaryError:
+def raised(place: str, call: str, error: Exception) -> CorollaryError:
+    """Return one sentence that says what an environment raised, where, and in which call."""
     return CorollaryError(f"{place}: the environment raised {type(error).__name__} in {call}: {error}")
+
+
+def make_single(source: object) -> SingleEnv:
+    """Return what :func:`make_environment` makes, which must be one environment and not a vector of them."""
+    made = make_environment(source)
+    if isinstance(made, VectorEnv):  # asked first, as EnvPool's are gymnasium.Env too
+        raise EnvironmentMismatchError(
+            f"{environment_name(made)} is vectorised, but environments are stepped one by one here: pass a single one, "
+            "its id, or a function that makes one."
+        )
+    return made
+
+
+def environment_name(env: SingleEnv | BatchEnv) -> str:
+    """Return the id under which `env` is registered, or else the name of its class."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def environment_id(source: object, env: SingleEnv | BatchEnv) -> str | None:
+    """Return the id that makes `env` again, ``module:id`` where `source` names the module that registers it."""
+    if env.spec is None:
+        return None
+    module, colon, _ = source.rpartition(":") if isinstance(source, str) else ("", "", "")
+    return f"{module}{colon}{env.spec.id}"
+
+
+def is_known(env_id: str | None) -> bool:
+    """Whether gymnasium has this id, or it names the module that registers it."""
+    return env_id is not None and (":" in env_id or env_id in gymnasium.registry)
+
+
+def is_same_environment(one: str | None, other: str | None) -> bool:
+    """Whether two ids name one environment, with or without the module that registers it."""
+    return one is not None and other is not None and one.rpartition(":")[2] == other.rpartition(":")[2]
 
 
 @contextlib.contextmanager

@@ -30,5 +30,7 @@ class GuaranteeError(CorollaryError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name nearest to `name`, or ``""`` when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    # A name without its room, "ppo" for "online.ppo", is nearer than its letters say.
+    parts = {part.casefold(): each for each in known for part in (each.rpartition(".")[2], each)}
+    near = difflib.get_close_matches(name.casefold(), parts, n=1)
+    return f" Did you mean {parts[near[0]]!r}?" if near else ""

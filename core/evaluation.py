@@ -1,6 +1,7 @@
 """Evaluation: every seed's policy plays the same episodes, its environments stepped side by side."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from ..kernels.streams import RandomStream
-from .errors import CorollaryError, EnvironmentMismatchError
+from .environments import environment_id, environment_name, make_single, raised
+from .errors import CorollaryError
 
 if TYPE_CHECKING:
     from .agent import Agent
 
 EnvSource = str | gymnasium.Env[Any, Any] | Callable[[], gymnasium.Env[Any, Any]]
+
+# An episode this long in an environment that states no limit will most likely never end.
+LONGEST_EPISODE = 100_000
 
 # Training seeds are small integers; evaluation episodes start far from them, so no episode is shared with training.
 FIRST_EPISODE_SEED = 1_000_000
@@ -76,21 +81,25 @@ def evaluate(
         deterministic: act with the policy's mean; otherwise sample from the policy, with noise of its own stream.
 
     Raises:
-        EnvironmentMismatchError: if the environment's spaces differ from those the agent was trained for.
-        CorollaryError: if `episodes` is not positive, or the environment gives a reward that is not finite.
+        EnvironmentMismatchError: if the environment cannot be made, or its spaces differ from those the agent was
+            trained for.
+        CorollaryError: if `episodes` or `parallel` is not positive, or the environment raises, gives an observation or
+            a reward that is not finite, or without a time limit lets an episode go on for 100 000 steps.
     """
     if episodes < 1:
         raise CorollaryError(f"evaluate needs at least one episode; got episodes={episodes}.")
+    if parallel < 1:
+        raise CorollaryError(f"evaluate needs at least one environment; got parallel={parallel}.")
     n_seeds = len(agent.seeds)
     jobs = [(s, e) for e in range(episodes) for s in range(n_seeds)]
-    pool = [_make(env)]
+    pool = [make_single(env)]
     returns = np.zeros((n_seeds, episodes))
     lengths = np.zeros((n_seeds, episodes), np.int64)
     try:
         agent.check_environment(pool[0])
-        env_id = pool[0].spec.id if pool[0].spec is not None else type(pool[0].unwrapped).__name__
+        env_id = environment_id(env, pool[0]) or environment_name(pool[0])
         if not isinstance(env, gymnasium.Env):
-            pool += [_make(env) for _ in range(min(parallel, len(jobs)) - 1)]
+            pool += [make_single(env) for _ in range(min(parallel, len(jobs)) - 1)]
         _play(agent, pool, jobs, first_seed, deterministic, returns, lengths)
     finally:
         if not isinstance(env, gymnasium.Env):
@@ -107,22 +116,12 @@ def evaluate(
 
 def check_environment(agent: "Agent[Any]", env: EnvSource) -> None:
     """Raise what :func:`evaluate` would raise about the environment's spaces, without playing an episode."""
-    made = _make(env)
+    made = make_single(env)
     try:
         agent.check_environment(made)
     finally:
         if made is not env:
             made.close()
-
-
-def _make(env: EnvSource) -> gymnasium.Env[Any, Any]:
-    if isinstance(env, gymnasium.Env):
-        return env
-    # The passive checker repeats for every step what the spaces were checked for, at a third of the time of a step.
-    made = gymnasium.make(env, disable_env_checker=True) if isinstance(env, str) else env()
-    if not isinstance(made, gymnasium.Env):
-        raise EnvironmentMismatchError(f"The environment function returned {type(made).__name__}, not a gymnasium.Env.")
-    return made
 
 
 def _play(
@@ -138,32 +137,49 @@ def _play(
     waiting = list(reversed(jobs))
     stream = None if deterministic else RandomStream(agent.seeds, "evaluation", device=agent.device)
     rounds = itertools.count()
+    name, spec = environment_name(pool[0]), pool[0].spec
+    is_limited = spec is not None and spec.max_episode_steps is not None
     playing: list[tuple[gymnasium.Env[Any, Any], int, int]] = []
-    observations: list[NDArray[Any]] = []
+    observations: list[Any] = []
+
+    def place(seed_index: int, episode: int) -> str:
+        return f"{name}, step {lengths[seed_index, episode]} of the evaluation episode of seed {first_seed + episode}"
 
     def start(env: gymnasium.Env[Any, Any]) -> None:
         if waiting:
             seed_index, episode = waiting.pop()
-            obs, _ = env.reset(seed=first_seed + episode)
+            try:
+                obs, _ = env.reset(seed=first_seed + episode)
+            except Exception as error:
+                raise raised(place(seed_index, episode), "reset", error) from error
             playing.append((env, seed_index, episode))
             observations.append(obs)
 
     for env in pool:
         start(env)
     while playing:
-        actions = _act(agent, playing, observations, stream, next(rounds))
+        encoded = agent.encode(observations)
+        if not np.isfinite(encoded).all():
+            row = int(np.argwhere(~np.isfinite(encoded))[0, 0])
+            raise _not_finite("observation", observations[row], place(*playing[row][1:]))
+        actions = _act(agent, playing, encoded, stream, next(rounds))
         still, still_observations, free = [], [], []
         for (env, seed_index, episode), action in zip(playing, actions, strict=True):
-            obs, reward, terminated, truncated, _ = env.step(action)
-            returns[seed_index, episode] += float(reward)
+            try:
+                obs, reward, terminated, truncated, _ = env.step(action)
+            except Exception as error:
+                raise raised(place(seed_index, episode), "step", error) from error
             lengths[seed_index, episode] += 1
-            if not np.isfinite(returns[seed_index, episode]):
-                raise CorollaryError(
-                    f"Reward {reward} at step {lengths[seed_index, episode]} of an evaluation episode "
-                    f"(reset seed {first_seed + episode}) is not finite: mend the environment."
-                )
+            if not math.isfinite(reward):
+                raise _not_finite("reward", reward, place(seed_index, episode))
+            returns[seed_index, episode] += float(reward)
             if terminated or truncated:
                 free.append(env)
+            elif lengths[seed_index, episode] == LONGEST_EPISODE and not is_limited:
+                raise CorollaryError(
+                    f"{place(seed_index, episode)} goes on, and the environment states no time limit: wrap it in "
+                    "gymnasium.wrappers.TimeLimit."
+                )
             else:
                 still.append((env, seed_index, episode))
                 still_observations.append(obs)
@@ -172,22 +188,25 @@ def _play(
             start(env)
 
 
+def _not_finite(what: str, value: Any, place: str) -> CorollaryError:
+    return CorollaryError(f"{place}: the {what} {value} is not finite: mend the environment.")
+
+
 def _act(
     agent: "Agent[Any]",
     playing: Sequence[tuple[gymnasium.Env[Any, Any], int, int]],
-    observations: Sequence[NDArray[Any]],
+    encoded: NDArray[Any],
     stream: RandomStream | None,
     round_: int,
 ) -> Sequence[Any]:
-    """Return one action per playing environment from one batched call: rows are grouped by policy and padded."""
+    """Return one action per row of `encoded` from one batched call: rows are grouped by policy and padded."""
     rows_of: list[list[int]] = [[] for _ in agent.seeds]
     for row, (_, seed_index, _) in enumerate(playing):
         rows_of[seed_index].append(row)
-    stacked = agent.encode(observations)
     width = max(len(rows) for rows in rows_of)
-    padded = np.zeros((len(agent.seeds), width, *stacked.shape[1:]), stacked.dtype)
+    padded = np.zeros((len(agent.seeds), width, *encoded.shape[1:]), encoded.dtype)
     for seed_index, rows in enumerate(rows_of):
-        padded[seed_index, : len(rows)] = stacked[rows]
+        padded[seed_index, : len(rows)] = encoded[rows]
     noise = None if stream is None else agent.draw_action_noise(stream, round_, width)
     acted = agent.act(torch.as_tensor(padded), noise).cpu().numpy()
     actions = np.empty((len(playing), *acted.shape[2:]), acted.dtype)

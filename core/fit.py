@@ -81,10 +81,13 @@ def fit(
             if evaluated:
                 loop.evaluate()
                 bar.update(agent.step, loop.headline)
+            stopping = bool(interrupted)  # read once: a later request is met at the next step
+            if stopping and loop.pending:
+                loop.log()
             saves = evaluated if save_every is None else agent.step % save_every == 0
-            if run_dir is not None and (saves or done or interrupted or loop.stopped):
+            if run_dir is not None and (saves or done or stopping or loop.stopped):
                 agent.save(Path(run_dir) / CHECKPOINT)
-            if interrupted:
+            if stopping:
                 raise KeyboardInterrupt
 
 

@@ -76,7 +76,7 @@ def learn(
     writer = open_run(agent, run_dir, resume, card)
     loop = Loop(agent, writer, eval_env, eval_episodes, callbacks)
     returns: list[list[float]] = [[] for _ in agent.seeds]
-    lengths: list[list[int]] = [[] for _ in agent.seeds]
+    lengths: list[list[float]] = [[] for _ in agent.seeds]
     learning = ""
     with interruption() as interrupted, writer or nullcontext(), Progress(agent, target, progress) as bar:
         while agent.clock < target and not loop.stopped:
@@ -94,21 +94,30 @@ def learn(
                 return every is not None and agent.clock // every > before // every
 
             if due(log_every) or done:
-                if all(returns):  # else these episodes wait for the next line, so that every number is one
-                    loop.log(episode_return=_means(returns), episode_length=_means(lengths))
-                    returns, lengths = [[] for _ in agent.seeds], [[] for _ in agent.seeds]
-                else:
-                    loop.log()
+                _log(loop, returns, lengths)
                 learning = _headline(agent, loop)
             evaluated = eval_env is not None and (done or due(eval_every))
             if evaluated:
                 loop.evaluate()
             bar.update(min(agent.clock, target), learning + (f"  evaluated {loop.headline}" if loop.headline else ""))
+            stopping = bool(interrupted)  # read once: a later request is met after the next iteration
+            if stopping and loop.pending:
+                _log(loop, returns, lengths)
             saves = evaluated if save_every is None else due(save_every)
-            if run_dir is not None and (saves or done or interrupted or loop.stopped):
+            if run_dir is not None and (saves or done or stopping or loop.stopped):
                 agent.save(Path(run_dir) / CHECKPOINT)
-            if interrupted:
+            if stopping:
                 raise KeyboardInterrupt
+
+
+def _log(loop: Loop, returns: list[list[float]], lengths: list[list[float]]) -> None:
+    """Log with the means of these episodes and forget them, once every seed has some: every number shall be one."""
+    if not all(returns):
+        loop.log()
+        return
+    loop.log(episode_return=_means(returns), episode_length=_means(lengths))
+    for each in returns + lengths:
+        each.clear()
 
 
 def _means(values: Sequence[Sequence[float]]) -> "np.ndarray[Any, np.dtype[np.float64]]":

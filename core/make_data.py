@@ -49,9 +49,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from . import checkpoint
-from .collect import collect, derived_seed, isolated_generators, make_env
+from .collect import collect, derived_seed, isolated_generators
 from .d4rl import load_d4rl
 from .dataset import Dataset, DatasetInfo, Episode, open_hdf5
+from .environments import make_single
 from .errors import ConfigError, DataError, suggest
 from .files import replacing
 from .progress import counting_bar
@@ -705,7 +706,7 @@ def make_dataset(
     folder = out_dir / f"{robot}-v{number}-training"
     if find_spec("stable_baselines3") is None:
         raise ConfigError("make_dataset trains Stable-Baselines3's SAC; install it with: pip install 'corollary[sb3]'")
-    env = make_env(env_id)
+    env = make_single(env_id)
     try:
         horizon = _horizon(env)
         if "medium-expert" in qualities and rows < horizon:

@@ -17,6 +17,7 @@ from .agent import Agent, Metrics
 from .checkpoint import below
 from .config import OfflineConfig
 from .dataset import Batch, Dataset, Transitions
+from .environments import environment_name, is_same_environment
 from .errors import ConfigError, CorollaryError, DataError, EnvironmentMismatchError
 from .networks import ActionBox
 from .sampling import RowSampler, row_probabilities
@@ -347,13 +348,13 @@ class OfflineAgent(Agent[C]):
     def normalized_score(self, returns: NDArray[np.float64], env_id: str) -> NDArray[np.float64] | None:
         """``100 (R - R_min) / (R_max - R_min)`` with the dataset's references, if it has them for this environment."""
         low, high = self.problem.ref_min_score, self.problem.ref_max_score
-        if low is None or high is None or env_id != self.problem.env_id:
+        if low is None or high is None or not is_same_environment(env_id, self.problem.env_id):
             return None
         return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
 
     def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
         """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces of the dataset."""
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        name = environment_name(env)
         self.check_spaces(name, env.observation_space, env.action_space)
 
     def check_spaces(

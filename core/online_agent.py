@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .agent import Agent, Metrics
 from .checkpoint import below
 from .config import Config
-from .environments import Environments, EnvSource, Vectorization, make_environments
+from .environments import Environments, EnvSource, Vectorization, environment_name, is_known, make_environments
 from .errors import ConfigError, EnvironmentMismatchError
 from .networks import ActionBox
 from .normalisers import ObservationNormaliser
@@ -218,7 +218,7 @@ class OnlineAgent(Agent[C]):
             if getattr(theirs, name) != getattr(self.problem, name):
                 made.close()
                 raise EnvironmentMismatchError(
-                    f"{made.env_id} has {name} {getattr(made, name)}, but the agent was made for "
+                    f"{made.name} has {name} {getattr(made, name)}, but the agent was made for "
                     f"{space_from_json(getattr(self.problem, name))}."
                 )
         self.close()
@@ -265,7 +265,7 @@ class OnlineAgent(Agent[C]):
 
     def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
         """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces of the training environment."""
-        name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        name = environment_name(env)
         for kind in ("observation_space", "action_space"):
             theirs, ours = getattr(env, kind), getattr(self.problem, kind)
             if space_to_json(theirs) != ours:
@@ -301,7 +301,7 @@ class OnlineAgent(Agent[C]):
             agent, description["seeds"], device=device, precision=description["precision"], **description["config"]
         )
         problem = OnlineProblem(**description["problem"])
-        agent._source = problem.env_id if problem.env_id in gymnasium.registry else None
+        agent._source = problem.env_id if is_known(problem.env_id) else None
         agent._environments, agent._resumed, agent._begun = None, None, False
         agent._start(problem)
         return agent
@@ -367,7 +367,7 @@ class OnlineAgent(Agent[C]):
         """Return one seed's deterministic policy on raw observation vectors ``[n, d_s]`` as an ordinary module."""
         from .export import PlainPolicy
 
-        actor = self.plain_actor(seed_index)
-        if self.observation_normaliser is None:
-            return copy.deepcopy(PlainPolicy(actor, nn.Identity(), self.box))
-        return copy.deepcopy(PlainPolicy(actor, self.observation_normaliser.plain(seed_index), self.box))
+        normaliser = self.observation_normaliser
+        states = nn.Identity() if normaliser is None else normaliser.plain(seed_index)
+        actions = self.problem.actions.start if self.box is None else self.box
+        return copy.deepcopy(PlainPolicy(self.plain_actor(seed_index), states, actions))

@@ -67,8 +67,7 @@ def record(
         EnvironmentMismatchError: if the environment is unknown, or its spaces are others than the agent's.
         CorollaryError: if the environment cannot render here; the sentence says what may be missing.
     """
-    if not 0 <= seed_index < len(agent.seeds):
-        raise ConfigError(f"This agent has {len(agent.seeds)} seeds; there is no seed index {seed_index}.")
+    seed_index = agent.seed_position(seed_index)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"max_steps must be at least 1; got {max_steps}.")
     with _rendering(env_id) as env:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from .environments import is_same_environment
 from .errors import ConfigError, suggest
 from .html import Html, count, element, figure_element, head, join, page, table
 from .plots import algorithm_styles, learning_curves, score_profile
-from .runs import FloatArray, Group, Run, find_runs, flatten, group_runs, scores_by_label
+from .runs import FloatArray, Group, Run, flatten, group_runs, read_runs, scores_by_label
 from .statistics import (
     N_RESAMPLES,
     Interval,
@@ -269,7 +270,7 @@ def _run_warnings(run: Run, name: str) -> Iterable[str]:
     elif run.score_name == "return":
         yield f"{name} has no normalised scores: its raw returns are shown, and compared with nothing else."
     data_env = (run.card.get("dataset") or {}).get("env_id")
-    if data_env and run.env_id and data_env != run.env_id:
+    if data_env and run.env_id and not is_same_environment(data_env, run.env_id):
         yield f"{name} learnt from {data_env} but is evaluated in {run.env_id}."
     for metric, values_LS in run.metrics.items():
         bad_LS = ~np.isfinite(values_LS) & run.logged[metric][:, None]
@@ -311,9 +312,9 @@ def write_report(run_dirs: str | Path | Iterable[str | Path], out_html: str | Pa
         `out_html` as a path.
 
     Raises:
-        DataError: No run is found, or one is damaged.
+        DataError: No run is found, or all are damaged; one that is damaged is left out, and the page says so.
     """
-    runs = [Run.read(path) for path in find_runs(run_dirs)]
+    runs, damaged = read_runs(run_dirs)
     groups = group_runs(runs)
     comparable = [group for group in groups if np.isfinite(group.last_scores()).all()]
     scores = scores_by_label(comparable)
@@ -326,7 +327,7 @@ def write_report(run_dirs: str | Path | Iterable[str | Path], out_html: str | Pa
     sections = [
         element("h1", "Training report"),
         element("p", f"{counted}{dates}.", class_="soft"),
-        _warnings_section(warnings_about(runs)),
+        _warnings_section(damaged + warnings_about(runs)),
         _headline_section(runs, scores, comparable),
         _every_run(groups, names),
         *_figure_sections(runs, groups, scores, comparable),

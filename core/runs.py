@@ -113,6 +113,8 @@ class RunWriter:
         self._mirrors = _tensorboard_writers(self.path, self._seeds, resume_step)
 
     def _start(self, card: dict[str, Any]) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file: choose a folder as run directory.")
         if any((self.path / name).exists() for name in (CARD, METRICS, EVALUATIONS, EPISODES)):
             raise ConfigError(
                 f"{self.path} already holds a run: continue it by resuming, or choose another run directory."
@@ -513,6 +515,23 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         for run_dir in below:
             found.setdefault(run_dir.resolve(), run_dir)
     return list(found.values())
+
+
+def read_runs(paths: str | Path | Iterable[str | Path]) -> tuple[list[Run], list[str]]:
+    """Read the runs among and below `paths`; return them, and a sentence about each that is damaged.
+
+    Raises:
+        DataError: A path that does not exist or under which there is no run; or every run is damaged.
+    """
+    runs, damaged = [], []
+    for run_dir in find_runs(paths):
+        try:
+            runs.append(Run.read(run_dir))
+        except DataError as error:
+            damaged.append(f"{run_dir} is left out: {error}")
+    if not runs:
+        raise DataError(damaged[0].replace(" is left out", "", 1))
+    return runs, damaged
 
 
 # --- Pooling runs for statistics.

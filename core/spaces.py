@@ -112,13 +112,16 @@ class Observations:
             return part.is_single(obs[key])
         axes, expected = np.ndim(obs), len(self.space.shape or ())
         if axes not in (expected, expected + 1):
-            raise self._misfit(f"shape {np.shape(obs)}")
+            raise EnvironmentMismatchError(
+                f"One observation of {self.env_name}, or a batch of them, is needed; its observation space is "
+                f"{self.space}, and the shape given {np.shape(obs)}."
+            )
         return axes == expected
 
     def _misfit(self, what: str) -> EnvironmentMismatchError:
         return EnvironmentMismatchError(
-            f"{self.env_name} gave an observation outside its observation space {self.space} ({what}): mend the "
-            "environment or the space that it declares."
+            f"An observation is outside the observation space {self.space} of {self.env_name} ({what}): mend the "
+            "environment or the space that it declares, or give predict what that environment shows."
         )
 
 
@@ -133,6 +136,7 @@ class Actions:
         kind: ``"continuous"`` or ``"discrete"``.
         dim: number of components ``d_a``; 1 for Discrete.
         sizes: number of categories of each component; empty for a continuous space.
+        start: number of the first category of each component; empty for a continuous space.
         low: lower bounds ``[d_a]``, -inf where there is none; ``[0]`` for a discrete space.
         high: upper bounds, likewise.
 
@@ -145,15 +149,16 @@ class Actions:
         self.env_name = env_name
         self.kind: Literal["continuous", "discrete"] = "discrete"
         self.sizes: tuple[int, ...] = ()
+        self.start: tuple[int, ...] = ()
         self.low = self.high = np.empty(0, np.float32)
         if isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f":
             self.kind = "continuous"
             with np.errstate(over="ignore"):  # the largest float64, a common way to say "unbounded", becomes inf
                 self.low, self.high = space.low.astype(np.float32), space.high.astype(np.float32)
         elif isinstance(space, spaces.Discrete):
-            self.sizes = (int(space.n),)
+            self.sizes, self.start = (int(space.n),), (int(space.start),)
         elif isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
-            self.sizes = tuple(int(n) for n in space.nvec)
+            self.sizes, self.start = tuple(space.nvec.tolist()), tuple(space.start.tolist())
         else:
             raise EnvironmentMismatchError(
                 f"{env_name} has the action space {space}, but actions must be Discrete, or Box of floats or "

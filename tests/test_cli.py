@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -13,6 +14,7 @@ from PIL import Image
 import corollary
 from corollary.cli import describe_options, main
 from corollary.core.agent import algorithms
+from corollary.core.collect import collect
 from corollary.core.dataset import Dataset, DatasetInfo
 
 TINY = ["--set", "hidden=8,8", "--set", "batch_size=16"]
@@ -65,8 +67,14 @@ def test_options_of_an_algorithm_are_all_explained(capsys, name):
 
 def test_train_help_is_made_from_the_configs(capsys):
     with pytest.raises(SystemExit):
+        main(["train", "offline.iql", "--help"])
+    asked = capsys.readouterr().out
+    assert "expectile=0.7" in asked
+    assert "beta=2.0" not in asked
+    with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert "expectile=0.7" in capsys.readouterr().out
+    general = capsys.readouterr().out
+    assert all(name in general for name in algorithms())
 
 
 def test_train_eval_report_and_resume(capsys, data, tmp_path):
@@ -239,7 +247,11 @@ def test_resume_refuses_other_settings(capsys, data, tmp_path):
         (["train", "offline.prdc", "--env", "NoSuch-v0"], "NoSuch"),
         (["train", "offline.prdc", "--eval-env", "CartPole-v1"], "offline.prdc evaluates in --env"),
         (["train", "online.ppo", "--env", "CartPole-v1"], "drop --dataset"),
+        (["train", "offline.prdc", "--device", "gpu"], "The device 'gpu' cannot be used here"),
+        (["train", "offline.prdc", "--threads", "0"], "--threads must be at least 1"),
         (["algorithms", "offline.tdbc"], "offline.td3_bc"),
+        (["algorithms", "PRDC"], "offline.prdc"),
+        (["check", "--list", "--json", "checks.json"], "--list runs nothing"),
     ],
 )
 def test_a_user_error_is_one_sentence_and_status_one(capsys, data, tmp_path, arguments, says):
@@ -272,6 +284,80 @@ def test_a_task_of_the_wrong_kind_is_one_sentence(capsys, tmp_path, monkeypatch,
     assert says in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_where_folders_must_be_are_one_sentence(capsys, data, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    train = ["train", "offline.bc", "--dataset", data, "--env", "none", "--steps", "2", *TINY]
+    for arguments, says in (
+        ([*train, "--run-dir", str(file)], "is a file: choose a folder"),
+        (["data", "convert", data, str(file / "copy.hdf5")], "File exists"),
+    ):
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert says in err
+        assert err.count("\n") == 1
+    assert file.read_text() == "mine"
+
+
+def test_missing_folders_are_made_and_runs_without_scores_say_so(capsys, data, tmp_path):
+    run_dir, result = str(tmp_path / "run"), tmp_path / "a" / "eval.json"
+    train = ["train", "offline.bc", "--dataset", data, "--run-dir", run_dir, "--steps", "2", *TINY]
+    status, out, err = run(capsys, *train, "--env", "none")
+    assert status == 0, err
+    assert "No evaluations, hence no scores: train with an evaluation environment" in out
+    assert main(["eval", run_dir, "--episodes", "1", "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["env_id"] == "Pendulum-v1"
+    assert main(["data", "convert", data, str(tmp_path / "b" / "copy.hdf5")]) == 0
+    status, _, err = run(capsys, "train", "--resume", run_dir, "--run-dir", str(tmp_path / "other"))
+    assert (status, "drop --run-dir" in err) == (1, True)
+
+
+def test_report_goes_on_without_a_damaged_run(capsys, data, tmp_path):
+    for name in ("one", "two"):
+        run_dir = str(tmp_path / "runs" / name)
+        assert main(["train", "offline.bc", "--dataset", data, "--run-dir", run_dir, "--steps", "2", *TINY]) == 0
+    (tmp_path / "runs" / "two" / "run.json").write_text("{")
+    capsys.readouterr()
+    status, out, err = run(capsys, "report", str(tmp_path / "runs"), "--out", str(tmp_path / "report.html"))
+    assert status == 0
+    assert "two is left out: " in err
+    assert "offline.bc" in out
+
+
+REGISTERING = """
+import gymnasium
+from corollary.theory_checks.environment import TabularEnv
+from corollary.theory_checks.families import combination_lock
+gymnasium.register("Lock-v0", lambda: TabularEnv(combination_lock(3, 0.2)), max_episode_steps=9)
+"""
+
+
+def test_an_environment_that_its_module_registers_is_found_again(capsys, tmp_path, monkeypatch):
+    (tmp_path / "registering_lock.py").write_text(REGISTERING)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_dir, env = tmp_path / "run", "registering_lock:Lock-v0"
+
+    def forget():  # as a new process would have
+        gymnasium.registry.pop("Lock-v0", None)
+        sys.modules.pop("registering_lock", None)
+
+    try:
+        assert main(["train", "online.ppo", "--env", env, "--run-dir", str(run_dir), "--steps", "16", *ONLINE]) == 0
+        (line,) = (run_dir / "evaluations.jsonl").read_text().splitlines()
+        assert json.loads(line)["env_id"] == env
+        forget()
+        assert main(["eval", str(run_dir), "--episodes", "1"]) == 0
+        forget()
+        agent = corollary.load_agent(run_dir / "checkpoint")
+        assert agent.problem.env_id == env
+        agent.learn(16)
+        forget()
+        recorded = collect(env, n_steps=5)
+        assert recorded.info.env_id == env
+    finally:
+        forget()
 
 
 def test_unknown_dataset_and_missing_run(capsys, tmp_path):

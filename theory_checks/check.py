@@ -244,7 +244,8 @@ def select(*words: str) -> list[Check]:
         found = [
             c
             for c in checks
-            if c.id.lower().startswith(word.lower()) or any(word in (tag, tag.rpartition(".")[2]) for tag in c.tags)
+            if c.id.lower().startswith(word.lower())
+            or any(word.lower() in (tag, tag.rpartition(".")[2]) for tag in c.tags)
         ]
         if not found:
             raise CheckError(f"No check is called {word!r} or has that tag.{suggest(word, known)}")

@@ -19,6 +19,11 @@ class TabularEnv(gymnasium.Env[Any, Any]):
         absorbing: states in which an episode ends (terminated) on arrival; by default those that pay nothing and that
             no action leaves.
 
+    Raises:
+        ModelError: several instances, a horizon below 1, or an absorbing state that is none.
+        gymnasium.error.ResetNeeded: a step before the first reset or after an episode's end.
+        gymnasium.error.InvalidAction: an action that is none of the A.
+
     Attributes:
         P: the table in the form of gymnasium's toy-text environments.
     """
@@ -33,6 +38,11 @@ class TabularEnv(gymnasium.Env[Any, Any]):
     ) -> None:
         if len(mdp) != 1:
             raise ModelError(f"An environment is made of one instance, not of {len(mdp)}: give mdp[i].")
+        if horizon is not None and horizon < 1:
+            raise ModelError(f"horizon must be at least 1 step, or None for no cut; got {horizon}.")
+        strange = [state for state in absorbing or () if not 0 <= state < mdp.n_states]
+        if strange:
+            raise ModelError(f"absorbing state {strange[0]} is none of the {mdp.n_states} states.")
         self.mdp, self.one_hot, self.horizon = mdp, one_hot, horizon
         self._p, self._r = mdp.transition[0].numpy(), mdp.reward[0].numpy()
         n = mdp.n_states
@@ -54,20 +64,27 @@ class TabularEnv(gymnasium.Env[Any, Any]):
             for s in range(n)
         }
         self._state = self._steps = 0
+        self._running = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin in a state drawn from the model's start."""
         super().reset(seed=seed)
         self._state, self._steps = self._drawn(self.mdp.start[0].numpy()), 0
+        self._running = True
         return self._observed(), {"state": self._state}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take action number `action`; the reward is the model's expected reward."""
+        if not self._running:
+            raise gymnasium.error.ResetNeeded("The episode has not begun or is over: call reset() before step().")
+        if not self.action_space.contains(np.int64(action)):
+            raise gymnasium.error.InvalidAction(f"action {action} is none of the {self.mdp.n_actions}, counted from 0.")
         reward = float(self._r[self._state, int(action)])
         self._state = self._drawn(self._p[self._state, int(action)])
         self._steps += 1
         terminated = self._state in self._absorbing
         truncated = not terminated and self.horizon is not None and self._steps >= self.horizon
+        self._running = not (terminated or truncated)
         return self._observed(), reward, terminated, truncated, {"state": self._state}
 
     def _drawn(self, law: "np.ndarray[Any, np.dtype[np.float64]]") -> int:

@@ -6,6 +6,7 @@ not normalised, ``V = r + gamma P V``; occupancies are, ``sum d = 1``.
 """
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -13,9 +14,10 @@ from typing import Any, Self
 import gymnasium
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..core.environments import environment_name, make_single
 from ..core.errors import CorollaryError
 
 ROW_TOLERANCE = 1e-9
@@ -95,6 +97,8 @@ class TabularMDP:
                 raise ModelError(f"start must have shape [S] or [B, S] = {[b, s]}; got {list(first.shape)}.")
             first = first.expand(b, s)
         names = [name] if isinstance(name, str) else list(name)
+        if len(names) not in (1, b):
+            raise ModelError(f"name must be one name or one per instance ({b}); got {len(names)}.")
         if len(names) != b:
             names = [f"{names[0]}[{i}]" for i in range(b)]
         gamma = _tensor(discount)
@@ -110,24 +114,20 @@ class TabularMDP:
         last, which absorbs and pays nothing. The start is the environment's ``initial_state_distrib``, or uniform.
 
         Raises:
-            ModelError: if the environment has no such table.
+            ModelError: if the environment has no such table, or one of another form (state and action are named).
         """
-        made = gymnasium.make(env) if isinstance(env, str) else env
+        made = make_single(env)
         table = getattr(made.unwrapped, "P", None)
         if table is None:
             raise ModelError(f"{made} has no transition table P: only environments such as FrozenLake-v1 have one.")
-        n, n_actions = len(table), len(table[0])
-        p, r = np.zeros((n + 1, n_actions, n + 1)), np.zeros((n + 1, n_actions))
-        p[n, :, n] = 1
-        for s, row in table.items():
-            for a, outcomes in row.items():
-                for probability, successor, reward, terminated in outcomes:
-                    p[s, a, n if terminated else successor] += probability
-                    r[s, a] += probability * reward
+        p, r = _read_table(table, str(made))
+        n = len(p) - 1
         first = np.zeros(n + 1)
-        first[:n] = getattr(made.unwrapped, "initial_state_distrib", np.full(n, 1 / n))
-        spec = made.spec.id if made.spec is not None else type(made.unwrapped).__name__
-        return cls.from_arrays(p, r, discount, first, name=name or spec)
+        law = np.asarray(getattr(made.unwrapped, "initial_state_distrib", np.full(n, 1 / n)))
+        if law.shape != (n,):
+            raise ModelError(f"{made}: initial_state_distrib has shape {list(law.shape)}, but P has {n} states.")
+        first[:n] = law
+        return cls.from_arrays(p, r, discount, first, name=name or environment_name(made))
 
     def __post_init__(self) -> None:
         """Check every invariant."""
@@ -161,7 +161,7 @@ class TabularMDP:
                 index = tuple(int(i) for i in wrong.nonzero()[0])
                 raise ModelError(
                     f"{self._first(wrong)}: {what} {text}; the row's least entry is {float(rows[index].min()):.6g}, "
-                    f"its sum misses 1 by {float(total[index] - 1):.3g}."
+                    f"its sum misses 1 by {float(total[index] - 1):.3g}{_remedy(float(total[index] - 1))}."
                 )
 
     def _first(self, wrong: Tensor) -> str:
@@ -241,6 +241,36 @@ def _padded(mdp: TabularMDP, n_states: int, n_actions: int) -> TabularMDP:
     r[:, :s, :a], r[:, :s, a:] = mdp.reward, mdp.reward[:, :, :1]
     first[:, :s] = mdp.start
     return TabularMDP(p, r, mdp.discount, first, mdp.names)
+
+
+def _remedy(miss: float) -> str:
+    return ", the rounding of float32: divide each row by its sum in float64" if 0 < abs(miss) < 1e-5 else ""
+
+
+def _read_table(table: Any, env: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return ``P [S + 1, A, S + 1]`` and ``r [S + 1, A]`` of a toy-text table; the last state is the end."""
+    form = "P[s][a] must list (probability, successor, reward, terminated) for states 0 to S - 1, each with the same A"
+    try:
+        n, n_actions = len(table), len(table[0])
+        rows = [[list(table[s][a]) for a in range(n_actions)] for s in range(n)]
+        ragged = [s for s in range(n) if len(table[s]) != n_actions]
+    except (TypeError, KeyError, IndexError) as error:
+        raise ModelError(f"{env}: {form} actions 0 to A - 1 ({type(error).__name__}: {error}).") from error
+    if ragged:
+        raise ModelError(f"{env}, state {ragged[0]}: {form} actions; state 0 has {n_actions}.")
+    p, r = np.zeros((n + 1, n_actions, n + 1)), np.zeros((n + 1, n_actions))
+    p[n, :, n] = 1
+    for s, a in np.ndindex(n, n_actions):
+        for outcome in rows[s][a]:
+            try:
+                probability, successor, reward, terminated = outcome
+                if not 0 <= operator.index(successor) < n:
+                    raise ModelError(f"successor {successor} is none of the {n} states")
+                p[s, a, n if terminated else successor] += probability
+                r[s, a] += probability * reward
+            except (TypeError, ValueError) as error:
+                raise ModelError(f"{env}, state {s}, action {a}: {form} actions; got {outcome!r} ({error}).") from error
+    return p, r
 
 
 def _tensor(values: ArrayLike | Tensor) -> Tensor:

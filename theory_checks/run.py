@@ -171,9 +171,24 @@ def _run(check: Check, tier: Tier, seed: int, number: int, adversary: bool) -> R
             built = check.adversary.build(tightest)
             points += _decide(check, built, check.measure, check.bound, shares, "adversary")[0]
     killed = tuple(_try_mutant(check, index, tier, seed, _shares(number)) for index in range(len(check.mutants)))
-    return Result(
-        check, _verdict(check, points, killed, vacuous), tuple(points), killed, left_out, 0.0, "; ".join(notes), curve
-    )
+    verdict = _verdict(check, points, killed, vacuous)
+    notes += _reasons(verdict, points, killed, vacuous)
+    return Result(check, verdict, tuple(points), killed, left_out, 0.0, "; ".join(notes), curve)
+
+
+def _reasons(verdict: Verdict, points: Sequence[Point], killed: Sequence[Killed], vacuous: bool) -> list[str]:
+    """Say in a sentence why the verdict is not a pass."""
+    if verdict == "FAIL":
+        broken = [p for p in points if not p.holds]
+        first = f"{broken[0].name}: measured {broken[0].measured:.6g}, claimed {broken[0].bound:.6g}"
+        return [f"{len(broken)} of {len(points)} problems break it, {first}"]
+    if verdict == "INCONCLUSIVE":
+        undecided = [p.name for p in points if not p.decided]
+        return [f"{len(undecided)} of {len(points)} problems are not decided, {undecided[0]} the first"]
+    if verdict == "VACUOUS":
+        passed = [f"the mutant {k.what!r} was not caught" for k in killed if not k.caught]
+        return passed + (["the bound is nowhere below what holds anyway"] if vacuous else [])
+    return []
 
 
 def _verdict(check: Check, points: Sequence[Point], killed: Sequence[Killed], vacuous: bool) -> Verdict:

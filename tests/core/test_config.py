@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from corollary.core.config import OfflineConfig, Preset, make_config, parse_option
-from corollary.core.errors import ConfigError
+from corollary.core.errors import ConfigError, suggest
 from corollary.offline.awac import AWACConfig
 from corollary.offline.odice import ODICEConfig
 
@@ -143,3 +144,26 @@ def test_options_that_may_be_none_have_the_type_of_their_field() -> None:
     assert parse_option(AWACConfig, "actor_hidden=none") == ("actor_hidden", None)
     with pytest.raises(ConfigError, match="actor_lr_decay_steps cannot be 'soon'"):
         parse_option(AWACConfig, "actor_lr_decay_steps=soon")
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    config = make_config(Example, {"rate": np.float32(0.25), "batch_size": np.int64(8), "fast": np.True_}, {}, None)
+    assert config == Example(rate=0.25, batch_size=8, fast=True)
+    assert json.dumps(dataclasses.asdict(config))
+    with pytest.raises(ConfigError, match="batch_size must be of type int; got"):
+        make_config(Example, {"batch_size": np.float64(8.5)}, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "nearest"),
+    [
+        ("bta", ["alpha", "beta"], "beta"),
+        ("PPO", ["online.ppo", "online.spo"], "online.ppo"),
+        ("td3bc", ["offline.bc", "offline.td3_bc"], "offline.td3_bc"),
+        ("HOPPER", ["hopper", "walker2d"], "hopper"),
+        ("hopper-v4", ["Hopper-v5"], "Hopper-v5"),
+        ("zzz", ["alpha", "beta"], None),
+    ],
+)
+def test_the_nearest_name_whatever_its_case(name, known, nearest) -> None:
+    assert suggest(name, known) == ("" if nearest is None else f" Did you mean {nearest!r}?")

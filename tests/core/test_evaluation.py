@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from corollary.core import evaluation
 from corollary.core.dataset import Dataset, DatasetInfo
 from corollary.core.errors import CorollaryError, EnvironmentMismatchError
 from corollary.core.evaluation import FIRST_EPISODE_SEED, evaluate
@@ -165,9 +166,64 @@ def test_scores_need_the_references_of_the_same_environment() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_reward_that_is_not_finite_is_named(agent, value) -> None:
     log: list[str | int] = []
-    with pytest.raises(CorollaryError, match=rf"Reward {value} at step 3 .*reset seed 100000[234].* not finite"):
+    with pytest.raises(CorollaryError, match=rf"^Uneven, step 3 .* seed 100000[234]: the reward {value} is not finite"):
         evaluate(agent, lambda: Uneven(log, bad_reward=value), 5)
     assert log.count("closed") == 15
+
+
+class Broken(Uneven):
+    """The walk, with something wrong from the third step on."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        if self.what == "reset":
+            raise RuntimeError("no memory")
+        return super().reset(seed=seed)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.step_count == 3 and self.what == "step":
+            raise RuntimeError("no contact")
+        if self.step_count == 3 and self.what == "observation":
+            obs[1] = np.nan
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("reset", r"^Broken, step 0 .* seed 1000000: the environment raised RuntimeError in reset: no memory"),
+        ("step", r"^Broken, step 2 .* seed 100000\d: the environment raised RuntimeError in step: no contact"),
+        ("observation", r"^Broken, step 3 .* seed 100000\d: the observation \[.* nan .*\] is not finite"),
+    ],
+)
+def test_what_an_environment_raises_or_shows_is_one_sentence_that_says_where(agent, what, said) -> None:
+    with pytest.raises(CorollaryError, match=said):
+        evaluate(agent, lambda: Broken(what), 5)
+
+
+class Endless(Uneven):
+    """The walk without an end."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        self.length = 10**9
+        return obs, info
+
+
+def test_an_episode_that_never_ends_is_an_error_and_a_time_limit_the_remedy(agent, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 20)
+    with pytest.raises(CorollaryError, match=r"^Endless, step 20 .* goes on, .*wrap it in .*TimeLimit\.$"):
+        evaluate(agent, Endless, 1)
+    gymnasium.register("Endless-v0", Endless)
+    try:
+        limited = evaluate(agent, lambda: gymnasium.make("Endless-v0", max_episode_steps=30), 1)
+    finally:
+        del gymnasium.registry["Endless-v0"]
+    assert (limited.lengths_SE == 30).all()
 
 
 class Changed(Uneven):
@@ -213,7 +269,13 @@ def test_the_environment_that_fits_is_named_where_it_is_known(pendulum) -> None:
 def test_other_bad_arguments_are_named(agent) -> None:
     with pytest.raises(CorollaryError, match="at least one episode; got episodes=0"):
         evaluate(agent, Uneven, 0)
-    with pytest.raises(EnvironmentMismatchError, match=r"returned str, not a gymnasium\.Env"):
+    with pytest.raises(EnvironmentMismatchError, match=r"A builtins\.str is no gymnasium environment"):
         evaluate(agent, lambda: "Pendulum-v1", 1)
+    with pytest.raises(EnvironmentMismatchError, match="'NoSuchEnv-v0' cannot be made"):
+        evaluate(agent, "NoSuchEnv-v0", 1)
+    with pytest.raises(EnvironmentMismatchError, match="CartPole-v1 is vectorised"):
+        evaluate(agent, lambda: gymnasium.make_vec("CartPole-v1", 2), 1)  # type: ignore[arg-type, return-value]
+    with pytest.raises(CorollaryError, match="at least one environment; got parallel=0"):
+        evaluate(agent, Uneven, 1, parallel=0)
     with pytest.raises(CorollaryError, match="has not learnt yet"):
         evaluate(BC(), Uneven, 1)

@@ -269,6 +269,22 @@ def test_ctrl_c_finishes_the_step_saves_and_gives_the_signal_back(pendulum, tmp_
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_between_two_lines_of_the_log_loses_no_metrics(pendulum, tmp_path) -> None:
+    def interrupted(observe: Any) -> Any:
+        def update(batch: Any) -> Any:
+            if agent.step == 4:  # while the fifth step is taken
+                os.kill(os.getpid(), signal.SIGINT)
+            return observe(batch)
+
+        return update
+
+    agent = small()
+    agent.update = interrupted(agent.update)
+    with pytest.raises(KeyboardInterrupt):
+        agent.fit(pendulum, 10, log_every=3, run_dir=tmp_path / "run")
+    assert Run.read(tmp_path / "run").steps_L.tolist() == [3, 5]
+
+
 def test_a_second_ctrl_c_does_not_wait(pendulum, tmp_path) -> None:
     def insist(agent: TD3BC, report: Report) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -24,7 +24,7 @@ from corollary.core import checkpoint, make_data
 from corollary.core.collect import derived_seed, isolated_generators
 from corollary.core.d4rl import load_d4rl
 from corollary.core.dataset import Dataset, DatasetInfo
-from corollary.core.errors import ConfigError, DataError
+from corollary.core.errors import ConfigError, CorollaryError, DataError
 from corollary.core.make_data import (
     SquashedGaussianPolicy,
     best_late,
@@ -312,7 +312,7 @@ def test_bad_requests_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env_id: str, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(make_data, "find_spec", lambda name: object())
-    with pytest.raises((ConfigError, DataError), match=message):
+    with pytest.raises(CorollaryError, match=message):
         make_dataset(env_id, tmp_path, **options)
     assert not list(tmp_path.iterdir())
 

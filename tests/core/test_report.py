@@ -363,3 +363,15 @@ def test_elements_escape_what_is_no_html_already() -> None:
     assert element("td", "<b>", Html("<i>"), class_='a"b') == '<td class="a&quot;b">&lt;b&gt;<i></td>'
     assert join("a<", element("br")) == "a&lt;<br></br>"
     assert isinstance(join("a"), Html)
+
+
+def test_a_damaged_run_is_left_out_and_the_page_says_so(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / "runs" / name, np.zeros((1, 2)))
+    (tmp_path / "runs" / "two" / "run.json").write_text("{")
+    page = read(write_report(tmp_path / "runs", tmp_path / "report.html"))
+    assert "two is left out: " in page.text
+    assert "run.json is damaged" in page.text
+    (tmp_path / "runs" / "one" / "metrics.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(DataError, match=r"one: .*metrics\.jsonl line 1 is damaged"):
+        write_report(tmp_path / "runs", tmp_path / "nothing.html")

@@ -100,7 +100,7 @@ MISFITS = [
 @pytest.mark.parametrize(("name", "value", "part"), MISFITS)
 def test_an_observation_outside_its_space_is_named(name, value, part) -> None:
     observations = Observations(OBSERVATIONS[name], "Some/Env-v0")
-    with pytest.raises(EnvironmentMismatchError, match=r"^Some/Env-v0 gave an observation outside .*mend") as error:
+    with pytest.raises(EnvironmentMismatchError, match=r"^An observation is outside .* of Some/Env-v0 .*mend") as error:
         observations.encode(value)
     assert part in str(error.value)
 
@@ -119,7 +119,7 @@ def test_an_observation_outside_its_space_is_named(name, value, part) -> None:
     ],
 )
 def test_a_batch_outside_its_space_is_named(name, batch) -> None:
-    with pytest.raises(EnvironmentMismatchError, match="Some/Env-v0 gave an observation outside"):
+    with pytest.raises(EnvironmentMismatchError, match=r"outside the observation space .* of Some/Env-v0"):
         Observations(OBSERVATIONS[name], "Some/Env-v0").encode_batch(batch)
 
 

@@ -202,8 +202,42 @@ def test_an_agent_that_has_not_learnt_says_so(kind, tmp_path) -> None:
 def test_positions_that_do_not_exist_are_named(kind, trained) -> None:
     assert trained[kind].select(-1).seeds == (7,)
     for index in (3, -4):
-        with pytest.raises(IndexError, match=f"has 3 seeds; there is no position {index}"):
+        with pytest.raises(ConfigError, match=f"has 3 seeds; there is no seed index {index}"):
             trained[kind].select(index)
+        with pytest.raises(ConfigError, match=f"there is no seed index {index}"):
+            trained[kind].export_onnx("never.onnx", index)
+
+
+@every_algorithm
+def test_seeds_may_come_from_numpy(kind) -> None:
+    assert kind(np.int64(2)).seeds == (0, 1)
+    assert kind(np.arange(3, 5)).seeds == (3, 4)
+    assert all(type(seed) is int for seed in kind([np.int32(7)]).seeds)
+
+
+@every_algorithm
+def test_a_device_that_is_not_there_is_named(kind, trained, tmp_path) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"The device '{device}' cannot be used here"):
+            kind(device=device)
+    path = trained[kind].save(tmp_path / "agent")
+    with pytest.raises(ConfigError, match="The device 'gpu' cannot be used here"):
+        load_agent(path, device="gpu")
+
+
+@every_algorithm
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seeds", "many"), ("seeds", []), ("config", {"hidden": 3}), ("config", None), ("problem", {}), ("step", None)],
+)
+def test_an_altered_description_is_named(kind, trained, tmp_path, name, value) -> None:
+    path = trained[kind].save(tmp_path / "agent")
+    description = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(description | {name: value}))
+    if name == "step":  # that no step count is missed shows when it is used
+        return
+    with pytest.raises(CheckpointError, match=rf"agent was altered, or does not fit this version of {kind.algorithm}"):
+        load_agent(path)
 
 
 @every_algorithm

@@ -202,6 +202,37 @@ def test_onnx_gives_the_actions_of_predict(kind, env, trained, tmp_path) -> None
     np.testing.assert_allclose(action, expected, rtol=0, atol=1e-5)
 
 
+class Levers(gymnasium.Env[Any, Any]):
+    """One step, whatever is pulled; the categories of the actions are not counted from 0."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self.action_space = action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        return np.zeros(2, np.float32), float(np.sum(action)), True, False, {}
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=5), spaces.MultiDiscrete([2, 3], start=[1, -4])], ids=["discrete", "multi"]
+)
+def test_exported_categories_are_counted_as_the_environment_counts_them(space, tmp_path) -> None:
+    agent = corollary.online.PPO(lambda: Levers(space), **small(corollary.online.PPO)).learn(64)
+    obs = np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32)
+    session = onnxruntime.InferenceSession(
+        str(agent.export_onnx(tmp_path / "policy.onnx")), providers=["CPUExecutionProvider"]
+    )
+    (action,) = session.run(None, {"observation": obs})
+    np.testing.assert_array_equal(action.reshape(20, -1), agent.predict(obs)[0].reshape(20, -1))
+    assert all(space.contains(each if each.size > 1 else each[0]) for each in action)
+
+
 @every_case
 def test_evaluation_and_its_refusal_of_other_spaces(kind, env, trained) -> None:
     result = corollary.evaluate(trained[kind, env], env, 1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_fail_names_the_problem() -> None:
     assert len(violated) == 10
     assert violated[0].measured == pytest.approx(2 * violated[0].bound)
     assert violated[0].name == "number 0.0"
+    assert result.note.startswith("10 of 10 problems break it, number 0.0: measured ")
 
 
 def test_a_single_entry_of_a_single_problem_makes_it_fail() -> None:
@@ -111,12 +113,14 @@ def test_inconclusive() -> None:
     )
     assert result.verdict == "INCONCLUSIVE"
     assert not result.passed
+    assert re.search(r"^\d+ of 10 problems are not decided, number 0.0 the first$", result.note.rpartition("; ")[2])
 
 
 def test_vacuous_because_a_mutant_passes() -> None:
     result = run_check(made(mutants=(Mutant("nothing wrong", bound=lambda case: case.x),)))
     assert result.verdict == "VACUOUS"
     assert (result.mutants[0].caught, result.mutants[0].detail) == (False, "0 of 10 violated")
+    assert result.note == "the mutant 'nothing wrong' was not caught"
 
 
 def test_vacuous_because_too_few_problems_notice_the_mutant() -> None:
@@ -127,9 +131,10 @@ def test_vacuous_because_too_few_problems_notice_the_mutant() -> None:
 
 def test_vacuous_because_the_bound_says_nothing() -> None:
     ones = lambda case: torch.ones_like(case.x)  # noqa: E731
-    assert verdict(bound=lambda case: 1 + case.x, trivial=ones, mutants=(Mutant("0", bound=lambda c: 0 * c.x),)) == (
-        "VACUOUS"
+    result = run_check(
+        made(bound=lambda case: 1 + case.x, trivial=ones, mutants=(Mutant("0", bound=lambda c: 0 * c.x),))
     )
+    assert (result.verdict, result.note) == ("VACUOUS", "the bound is nowhere below what holds anyway")
     assert verdict(trivial=ones) == "PASS"
 
 
@@ -416,7 +421,7 @@ def test_selecting(registry) -> None:
     assert ids("TOY-1") == ["TOY-1a", "TOY-1b"]
     assert ids("toy-1b") == ["TOY-1b"]
     assert ids("toys", "TOY-1a") == ["TOY-1a", "TOY-1b"]
-    assert ids("prdc") == ids("offline.prdc") == ["TOY-1a"]
+    assert ids("prdc") == ids("PRDC") == ids("offline.prdc") == ["TOY-1a"]
     with pytest.raises(CheckError, match=r"No check is called 'NUM-2' .* Did you mean 'NUM-1'"):
         select("NUM-2")
 

@@ -158,3 +158,30 @@ def test_gymnasium_s_frozen_lake_and_its_model_sample_alike() -> None:
 def test_several_instances_are_refused() -> None:
     with pytest.raises(ModelError, match="made of one instance, not of 2"):
         TabularEnv(garnet(np.random.default_rng(0), 2, 4, 2, 3, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"horizon": 0}, "horizon must be at least 1 step, or None for no cut; got 0"),
+        ({"horizon": -1}, "got -1"),
+        ({"absorbing": (0, 9)}, "absorbing state 9 is none of the 4 states"),
+        ({"absorbing": (-1,)}, "absorbing state -1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said) -> None:
+    with pytest.raises(ModelError, match=said):
+        TabularEnv(one(), **options)
+
+
+def test_steps_outside_an_episode_and_actions_that_are_none_are_refused() -> None:
+    env = TabularEnv(one(), horizon=1)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="call reset"):
+        env.step(0)
+    env.reset(seed=0)
+    for action in (-1, 2):
+        with pytest.raises(gymnasium.error.InvalidAction, match=f"action {action} is none of the 2"):
+            env.step(action)
+    env.step(1)  # a refused action leaves the episode as it was
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(0)

@@ -1,5 +1,7 @@
 """Models: what is refused and in which words, shapes of rewards and starts, gymnasium's tables, selecting, padding."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -31,6 +33,14 @@ def test_only_the_first_bad_row_is_named() -> None:
     p[0, 1, 1], p[0, 2, 0] = 0.0, 0.0
     with pytest.raises(ModelError, match=r"^mdp, state 1, action 1: P does not sum to 1; .* misses 1 by -1\.$"):
         TabularMDP.from_arrays(p, torch.zeros(3, 2), 0.9)
+
+
+def test_rows_rounded_to_float32_are_refused_with_the_remedy() -> None:
+    p = torch.full((3, 2, 3), 1 / 3, dtype=torch.float32)
+    with pytest.raises(ModelError, match="the rounding of float32: divide each row by its sum in float64"):
+        TabularMDP.from_arrays(p, torch.zeros(3, 2), 0.9)
+    p = p.double()
+    TabularMDP.from_arrays(p / p.sum(-1, keepdim=True), torch.zeros(3, 2), 0.9)
 
 
 def test_rounding_is_forgiven_and_more_is_not() -> None:
@@ -171,6 +181,49 @@ def test_an_environment_by_its_name_and_one_without_a_table() -> None:
     assert TabularMDP.from_gymnasium("CliffWalking-v1", 0.9).n_actions == 4
     with pytest.raises(ModelError, match="has no transition table P"):
         TabularMDP.from_gymnasium("CartPole-v1", 0.9)
+
+
+class Table(gymnasium.Env[Any, Any]):
+    """An environment that is nothing but a table."""
+
+    def __init__(self, table: Any, **attributes: Any) -> None:
+        self.P = table
+        vars(self).update(attributes)
+
+
+def test_tables_of_lists_are_read_as_those_of_dicts() -> None:
+    stay, go = [(1.0, 0, 0.5, False)], [(0.25, 0, 0.0, False), (0.75, 1, 4.0, True)]
+    listed = TabularMDP.from_gymnasium(Table([[stay, go], [stay, stay]]), 0.9)
+    keyed = TabularMDP.from_gymnasium(Table({0: {0: stay, 1: go}, 1: {0: stay, 1: stay}}), 0.9)
+    assert torch.equal(listed.transition, keyed.transition)
+    assert listed.transition[0, 0, 1].tolist() == [0.25, 0.0, 0.75]  # what ends goes to the third state
+    assert listed.reward[0, 0].tolist() == [0.5, 3.0]
+    assert listed.start[0].tolist() == [0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ([[[(1.0, -1, 0.0, False)]]], r"state 0, action 0: .*successor -1 is none of the 1 states"),
+        ([[[(1.0, 1, 0.0, False)]]], "successor 1 is none of the 1 states"),
+        ([[[(1.0, 0.0, 0.0, False)]]], r"state 0, action 0: P\[s\]\[a\] must list"),
+        ([[[(1.0, 0, 0.0)]]], "not enough values"),
+        ([[[(0.5, 0, 0.0, False)]]], "state 0, action 0: P does not sum to 1"),
+        ([[[(1.0, 0, 0.0, False)]], []], "IndexError"),
+        ([[[(1.0, 0, 0.0, False)]], [[(1.0, 0, 0.0, False)]] * 2], "state 1: .*; state 0 has 1"),
+        ({1: {0: [(1.0, 1, 0.0, False)]}}, "KeyError"),
+        (7, "TypeError"),
+    ],
+)
+def test_tables_of_another_form_are_named_with_state_and_action(table, said) -> None:
+    with pytest.raises(ModelError, match=said):
+        TabularMDP.from_gymnasium(Table(table), 0.9)
+
+
+def test_a_start_of_another_size_is_refused() -> None:
+    env = Table([[[(1.0, 0, 0.0, False)]]], initial_state_distrib=[0.5, 0.5])
+    with pytest.raises(ModelError, match=r"initial_state_distrib has shape \[2\], but P has 1 states"):
+        TabularMDP.from_gymnasium(env, 0.9)
 
 
 # --------------------------------------------------------------------------------------------------------- padding
