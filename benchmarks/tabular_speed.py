@@ -7,7 +7,8 @@ The peers live in an environment of their own:
     python3.11 -m venv .venv-tabular && .venv-tabular/bin/pip install quantecon==0.11.4 pymdptoolbox==4.0b3
 
 *Dense*: MDPs with 50 states, 5 actions, transitions uniform on the simplex, rewards uniform on [0, 1], gamma = 0.95.
-The peers take them one after the other, ours all at once (and, in one row, one after the other too). *Sparse*: one
+The peers take them one after the other, ours all at once (and, in one row, one after the other too).
+Policy iteration is ours compiled by Numba, as the peer's is, and in another row ours in PyTorch. *Sparse*: one
 Garnet with 5 actions and 4 successors of each. Every method is asked for values within 1e-8, and what it missed is
 measured against exact values. The methods take turns, round by round; a turn is the mean of as many solves as fit in
 half a second, after a first one. Models are made and checked before the clock starts, compilation is warmed up. The
@@ -182,6 +183,9 @@ def dense_case(folder: Path, problems: int) -> dict[str, Callable[[], tuple[floa
 
     return {
         "corollary policy_iteration": lambda: ours(solvers.policy_iteration),
+        "corollary policy_iteration, PyTorch": lambda: ours(
+            lambda each: solvers.policy_iteration(each, backend="torch")
+        ),
         "corollary policy_iteration, one by one": one_by_one,
         "corollary modified_policy_iteration": lambda: ours(
             lambda each: solvers.modified_policy_iteration(each, tolerance=TOLERANCE)

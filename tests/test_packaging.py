@@ -164,14 +164,14 @@ def test_wheel_imports_every_module(wheel: Path, optional: str):
         capture_output=True,
         text=True,
     )
-    # Kernels written in Triton are private modules, imported when they are used; here they show that blocking works.
-    triton_missing = "triton" in blocked or importlib.util.find_spec("triton") is None
-    expected = [m for m in modules if m.endswith("_triton")] if triton_missing else []
+    # Kernels written in Triton or Numba are modules imported when they are used; here they show that blocking works.
+    missing = [each for each in ("triton", "numba") if each in blocked or importlib.util.find_spec(each) is None]
+    expected = [module for module in modules if module.endswith(tuple(f"_{each}" for each in missing))]
     assert json.loads(result.stdout) == expected, result.stderr
 
 
 def test_kernels_import_numerics_only():
-    assert third_party("corollary.kernels") <= {"torch", "numpy", "scipy", "triton"}
+    assert third_party("corollary.kernels") <= {"torch", "numpy", "scipy", "triton", "numba"}
 
 
 def test_what_is_imported_is_declared_and_what_is_required_is_imported():

@@ -1,5 +1,7 @@
 """Exact solvers against each other, closed forms, simulation, symmetries, and QuantEcon (marker `peer`)."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from corollary import kernels
 from corollary.theory_checks import solvers
 from corollary.theory_checks.check import Draw
 from corollary.theory_checks.families import (
@@ -68,6 +71,74 @@ def test_all_solvers_agree_on_hundreds_of_random_problems() -> None:
         close(exact.q.amax(-1), exact.value)
         number += len(mdp)
     assert number >= 300
+
+
+@given(models(), st.sampled_from([1, 2, 1000]))
+def test_compiled_policy_iteration_is_the_batched_one(mdp: TabularMDP, most: int) -> None:
+    first = torch.from_numpy(np.random.default_rng(0).integers(mdp.n_actions, size=mdp.start.shape))
+    batched, compiled = (solvers.policy_iteration(mdp, most, first, backend=backend) for backend in ("torch", "numba"))
+    for part in ("action", "converged", "iterations"):
+        assert torch.equal(getattr(batched, part), getattr(compiled, part))
+    close(batched.value, compiled.value)
+    close(batched.q, compiled.q)
+    # What sweeps suggest may differ, as batched ones stop together and are in single precision: not where they lead.
+    batched, compiled = (solvers.policy_iteration(mdp, backend=backend) for backend in ("torch", "numba"))
+    assert (batched.converged & compiled.converged).all()
+    close(batched.value, compiled.value)
+    close(compiled.q.gather(-1, compiled.action.unsqueeze(-1)).squeeze(-1), compiled.value)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_either_back_end_solves_what_is_hard_for_it(backend) -> None:
+    """Sizes that no block divides, discounts near 1, actions that are equal, and the textbooks' problems."""
+    for mdp in (
+        *textbook_mdps(),
+        *(dirichlet(np.random.default_rng(s), 2, s, 3, 1.0, 0.99999) for s in range(1, 14)),
+        garnet(np.random.default_rng(0), 3, 200, 2, 3, 0.999),
+    ):
+        found = solvers.policy_iteration(mdp, backend=backend)
+        assert found.converged.all()
+        size = 1 / (1 - mdp.discount.max())
+        exact = solvers.policy_value(mdp, found.policy)
+        # Values as large as the horizon, solved from equations whose condition is twice that.
+        assert (found.value - exact).abs().max() <= 8 * np.finfo(np.float64).eps * size**2
+        assert (found.bound <= 1e-9 * size).all()
+    equal = TabularMDP.from_arrays(torch.full((3, 4, 3), 1 / 3, dtype=torch.float64), torch.ones(3, 4), 0.9)
+    found = solvers.policy_iteration(equal, backend=backend)
+    assert found.action.tolist() == [[0, 0, 0]]
+    assert found.iterations.tolist() == [1]
+    kept = torch.tensor([[3, 1, 2]])
+    assert torch.equal(solvers.policy_iteration(equal, start=kept, backend=backend).action, kept)
+
+
+def test_the_back_end_is_chosen_by_size_gradients_and_installation(monkeypatch) -> None:
+    def taken(mdp: TabularMDP) -> str:
+        with monkeypatch.context() as patch:
+            for name in ("_by_numba", "_policy_iteration"):
+                patch.setattr(solvers, name, lambda *_, name=name: name)
+            patch.setattr(solvers, "_in_parts", lambda mdp, start, solve: solve(mdp, start))
+            return solvers.policy_iteration(mdp)  # type: ignore[return-value]
+
+    small, large = (dirichlet(np.random.default_rng(0), 1, s, 1, 1.0, 0.9) for s in (200, 201))
+    assert (taken(small), taken(large)) == ("_by_numba", "_policy_iteration")
+    assert taken(small.replace(reward=small.reward.clone().requires_grad_())) == "_policy_iteration"
+    monkeypatch.setattr(solvers, "find_spec", lambda name: None)
+    assert taken(small) == "_policy_iteration"
+
+
+def test_what_policy_iteration_refuses(monkeypatch) -> None:
+    mdp = chain(3, 0.9)
+    with pytest.raises(SolverError, match="Unknown back end 'gpu'; choose one of auto, torch, numba"):
+        solvers.policy_iteration(mdp, backend="gpu")  # type: ignore[arg-type]
+    with pytest.raises(SolverError, match="max_iterations must be at least 1; got 0"):
+        solvers.policy_iteration(mdp, 0)
+    for start in (torch.full(mdp.start.shape, mdp.n_actions), torch.zeros(1, 1, dtype=torch.int64), -torch.ones(1, 3)):
+        with pytest.raises(SolverError, match=f"start must be actions below {mdp.n_actions}, of shape"):
+            solvers.policy_iteration(mdp, start=start)
+    monkeypatch.setitem(sys.modules, "corollary.kernels.policy_iteration_numba", None)
+    monkeypatch.delattr(kernels, "policy_iteration_numba", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"needs Numba; .*pip install 'corollary\[compiled\]'"):
+        solvers.policy_iteration(mdp, backend="numba")
 
 
 def test_linear_programs_agree_with_policy_iteration() -> None:
