@@ -1,6 +1,7 @@
 """Seconds to solve many small MDPs, and one large sparse one: ours against QuantEcon and pymdptoolbox.
 
     python benchmarks/tabular_speed.py [--peer .venv-tabular/bin/python] [--rounds 5] [--problems 1000] [--threads 2]
+    python benchmarks/tabular_speed.py --device cuda --problems 100000 --skip sparse
 
 The peers live in an environment of their own:
 
@@ -14,7 +15,9 @@ measured against exact values. The methods take turns, round by round; a turn is
 half a second, after a first one. Models are made and checked before the clock starts, compilation is warmed up. The
 peers' linear algebra gets one thread (`--peer-threads`), which is faster for matrices of this size; ours takes
 `--threads`. pymdptoolbox's value iteration stops when its policy is good enough and returns values that are far off:
-its row stands for the policy alone.
+its row stands for the policy alone. With more problems than 1000, the peers solve the first 1000 and their seconds are
+scaled up; on another device than the processor, models are there before the clock starts. `--peer none` measures ours
+alone.
 
 *Bare linear algebra* is, for dense problems, one `torch.linalg.solve` of the optimal policies' equations, and for the
 sparse one, as many of SciPy's products with the two matrices as our solver made.
@@ -36,6 +39,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results" / "tabular_speed"
 TOLERANCE = 1e-8
 TURN = 0.5
+PEER_PROBLEMS = 1000
 DISCOUNT = 0.95
 STATES, ACTIONS, BRANCHING = 50, 5, 4
 QUANTECON = ("policy_iteration", "modified_policy_iteration", "value_iteration")
@@ -153,8 +157,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, found
 
 
-def dense_case(folder: Path, problems: int) -> dict[str, Callable[[], tuple[float, float]]]:
-    """Draw the small problems, write them for the peers, and return our measurements."""
+def dense_case(folder: Path, problems: int, device: str) -> dict[str, Callable[[], tuple[float, float]]]:
+    """Draw the small problems, write some for the peers, and return our measurements."""
     import torch
 
     from corollary.theory_checks import solvers
@@ -162,37 +166,49 @@ def dense_case(folder: Path, problems: int) -> dict[str, Callable[[], tuple[floa
 
     mdp = dirichlet(np.random.default_rng(0), problems, STATES, ACTIONS, 1.0, DISCOUNT)
     exact = solvers.policy_iteration(mdp)
-    np.save(folder / "dense_transition.npy", mdp.transition.numpy())
-    np.save(folder / "dense_reward.npy", mdp.reward.numpy())
-    np.save(folder / "dense_exact.npy", exact.value.numpy())
-    alone = list(mdp)
-    p, r = solvers.dynamics(mdp, exact.policy)
-    matrix = torch.eye(STATES, dtype=torch.float64) - DISCOUNT * p
+    few = slice(PEER_PROBLEMS)
+    np.save(folder / "dense_transition.npy", mdp.transition[few].numpy())
+    np.save(folder / "dense_reward.npy", mdp.reward[few].numpy())
+    np.save(folder / "dense_exact.npy", exact.value[few].numpy())
+    alone = list(mdp[few]) if problems <= PEER_PROBLEMS else []
+    there, value = mdp.to(device), exact.value.to(device)
+    p, r = solvers.dynamics(there, exact.policy.to(device))
+    matrix = torch.eye(STATES, dtype=torch.float64, device=device) - DISCOUNT * p
+    del mdp, p
+
+    def on_device(work: Callable[[], Any]) -> tuple[float, Any]:
+        def waited() -> Any:
+            found = work()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            return found
+
+        return timed(waited)
 
     def ours(solve: Callable[[Any], Any]) -> tuple[float, float]:
-        seconds, found = timed(lambda: solve(mdp))
-        return seconds, float((found.value - exact.value).abs().max())
+        seconds, found = on_device(lambda: solve(there))
+        return seconds, float((found.value - value).abs().max())
 
     def one_by_one() -> tuple[float, float]:
         seconds, found = timed(lambda: [solvers.policy_iteration(each).value for each in alone])
-        return seconds, float((torch.cat(found) - exact.value).abs().max())
+        return seconds, float((torch.cat(found) - value).abs().max())
 
     def bare() -> tuple[float, float]:
-        seconds, found = timed(lambda: torch.linalg.solve(matrix, r))
-        return seconds, float((found - exact.value).abs().max())
+        seconds, found = on_device(lambda: torch.linalg.solve(matrix, r))
+        return seconds, float((found - value).abs().max())
 
-    return {
+    work = {
         "corollary policy_iteration": lambda: ours(solvers.policy_iteration),
         "corollary policy_iteration, PyTorch": lambda: ours(
             lambda each: solvers.policy_iteration(each, backend="torch")
         ),
-        "corollary policy_iteration, one by one": one_by_one,
         "corollary modified_policy_iteration": lambda: ours(
             lambda each: solvers.modified_policy_iteration(each, tolerance=TOLERANCE)
         ),
         "corollary value_iteration": lambda: ours(lambda each: solvers.value_iteration(each, TOLERANCE)),
         "bare linear algebra": bare,
     }
+    return work | ({"corollary policy_iteration, one by one": one_by_one} if alone and device == "cpu" else {})
 
 
 def sparse_case(folder: Path, states: int) -> dict[str, Callable[[], tuple[float, float]]]:
@@ -225,12 +241,14 @@ def sparse_case(folder: Path, states: int) -> dict[str, Callable[[], tuple[float
     return {"corollary sparse.solve": ours, "bare linear algebra": bare}
 
 
-def measure(case: str, ours: dict[str, Callable[[], tuple[float, float]]], peer: Peer, rounds: int) -> dict[str, Any]:
-    """Alternate all methods of a case; the first round warms up."""
+def measure(
+    case: str, ours: dict[str, Callable[[], tuple[float, float]]], peer: Peer | None, rounds: int, scale: float
+) -> dict[str, Any]:
+    """Alternate all methods of a case; the first round warms up. The peers' seconds are multiplied by `scale`."""
     methods = {"quantecon": QUANTECON, "pymdptoolbox": MDPTOOLBOX} if case == "dense" else SPARSE
     work: dict[str, Callable[[], tuple[float, float]]] = dict(ours)
     for library, names in methods.items():
-        for name in names:
+        for name in names if peer is not None else ():
             work[f"{library} {name}"] = lambda library=library, name=name: peer.ask(case, library, name)
     seconds: dict[str, list[float]] = {name: [] for name in work}
     errors = dict.fromkeys(work, 0.0)
@@ -238,7 +256,7 @@ def measure(case: str, ours: dict[str, Callable[[], tuple[float, float]]], peer:
         for name, method in work.items():
             taken, error = method()
             again = [method()[0] for _ in range(int(TURN / taken))]
-            taken = float(np.mean(again)) if again else taken
+            taken = (float(np.mean(again)) if again else taken) * (1 if name in ours else scale)
             if round_ > 0:
                 seconds[name].append(taken)
                 errors[name] = max(errors[name], error)
@@ -250,8 +268,9 @@ def measure(case: str, ours: dict[str, Callable[[], tuple[float, float]]], peer:
 
 def write(cases: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     """Write the raw numbers and a table."""
+    on = "" if about["device"] == "cpu" else f"_{about['device']}"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "results.json").write_text(json.dumps(about | {"cases": cases}, indent=2) + "\n")
+    (RESULTS / f"results{on}.json").write_text(json.dumps(about | {"cases": cases}, indent=2) + "\n")
     titles = {
         "dense": f"{about['problems']} MDPs, {STATES} states, {ACTIONS} actions, dense",
         "sparse": f"One MDP, {about['states']:,} states, {ACTIONS} actions, {BRANCHING} successors",
@@ -263,7 +282,9 @@ def write(cases: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
         f"{TURN:g} s; median [least, most] seconds "
         f"to values within {TOLERANCE:g} at gamma = {DISCOUNT}. The ratio is the median over rounds of a method's "
         f"seconds to ours; {about['threads']} threads for ours, {about['peer_threads']} for the peers' linear algebra. "
-        "pymdptoolbox's value iteration stops at a good policy, with values that are far off.",
+        "pymdptoolbox's value iteration stops at a good policy, with values that are far off."
+        + (f" Ours on {about['device']}, the peers on the processor." if on else "")
+        + (f" The peers' seconds are those of {PEER_PROBLEMS} problems, scaled." if about["scale"] > 1 else ""),
     ]
     for case, found in cases.items():
         lines += ["", f"## {titles[case]}", "", "| method | seconds | ratio | largest error |", "|---|---|---|---|"]
@@ -273,7 +294,7 @@ def write(cases: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
         share = found["ratio"]["bare linear algebra"]
         lines += ["", f"Bare linear algebra is {share:.0%} of our time."]
     lines += ["", "Versions: " + ", ".join(f"{name} {value}" for name, value in about["versions"].items()) + "."]
-    (RESULTS / "table.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"table{on}.md").write_text("\n".join(lines) + "\n")
 
 
 def peer_versions(python: str) -> dict[str, str]:
@@ -290,7 +311,8 @@ def peer_versions(python: str) -> dict[str, str]:
 def main() -> None:
     """Measure both cases and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", default=".venv-tabular/bin/python")
+    parser.add_argument("--peer", default=".venv-tabular/bin/python", help="its Python, or none")
+    parser.add_argument("--device", default="cpu", help="where ours runs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--states", type=int, default=200_000)
@@ -308,25 +330,32 @@ def main() -> None:
 
     torch.set_num_threads(chosen.threads)
     about = {
-        "versions": versions() | peer_versions(chosen.peer),
-        **{name: getattr(chosen, name) for name in ("rounds", "problems", "states", "threads", "peer_threads")},
+        "versions": versions() | ({} if chosen.peer == "none" else peer_versions(chosen.peer)),
+        **{
+            name: getattr(chosen, name)
+            for name in ("rounds", "problems", "states", "threads", "peer_threads", "device")
+        },
+        "scale": max(1.0, chosen.problems / PEER_PROBLEMS),
         "discount": DISCOUNT,
         "tolerance": TOLERANCE,
     }
     cases: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        peer = Peer(chosen.peer, folder, chosen.peer_threads)
+        peer = None if chosen.peer == "none" else Peer(chosen.peer, folder, chosen.peer_threads)
         try:
             for case in ("dense", "sparse"):
                 if case != chosen.skip:
                     ours = (
-                        dense_case(folder, chosen.problems) if case == "dense" else sparse_case(folder, chosen.states)
+                        dense_case(folder, chosen.problems, chosen.device)
+                        if case == "dense"
+                        else sparse_case(folder, chosen.states)
                     )
-                    cases[case] = measure(case, ours, peer, chosen.rounds)
+                    cases[case] = measure(case, ours, peer, chosen.rounds, about["scale"] if case == "dense" else 1.0)
                     write(cases, about)
         finally:
-            peer.close()
+            if peer is not None:
+                peer.close()
 
 
 if __name__ == "__main__":
