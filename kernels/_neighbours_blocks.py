@@ -16,6 +16,9 @@ squares and the d + 2 products errs by less than (d + 8) u s^2. Twice that, E, i
 so that products are lower bounds and products + 2 E upper bounds. Rows whose lower bound reaches the smallest upper
 bound are compared again in the metric's own arithmetic (`_neighbours_metric`). So the answer is exact, ties included.
 
+Where Numba is installed, keys that reach few blocks are answered by :mod:`._neighbours_numba` instead, with the same
+boxes and the same answers.
+
 NumPy's product is used because PyTorch's may be switched to a lower precision by autocast or a global setting. All of
 a search runs on the calling thread: pieces this small gain little from more, and lose milliseconds when the threads of
 two libraries, or of another process, wait for one core.
@@ -24,12 +27,14 @@ two libraries, or of another process, wait for one core.
 from __future__ import annotations
 
 import itertools
+from functools import cached_property
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._neighbours_metric import Frame, Ints, Kth, Points, select_kth, squared_distances
+from ._neighbours_metric import Floats, Frame, Ints, Kth, Points, select_kth, squared_distances
 
 _CELL = 32  # most rows of a cell, a power of two
 _CELLS = 32  # most cells of a block
@@ -51,7 +56,12 @@ Floats64 = NDArray[np.float64]
 class BlockScan:
     """Exact k-th nearest rows; at worst one product of all keys with all rows.
 
-    Takes about 8 (d + 3) bytes per row beside the rows themselves.
+    Takes about 8 (d + 3) bytes per row beside the rows themselves; with Numba a copy of these, and the former only once
+    a key reaches many blocks.
+
+    Args:
+        rows: the dataset.
+        beta: weight of the state distance.
     """
 
     def __init__(self, rows: Points, beta: float) -> None:
@@ -62,7 +72,7 @@ class BlockScan:
             raise ValueError(f"beta = {beta} takes squared distances out of the float32 range; choose a smaller one.")
         point = self._frame.coordinates(rows)
         width = point.shape[1]
-        order, edges = _median_split(point)
+        order, edges = _median_split(point.astype(np.float32))
         n_cells = len(edges) - 1
         cells = min(_CELLS, n_cells)
         blocks = min(_BLOCKS, n_cells // cells)
@@ -80,18 +90,31 @@ class BlockScan:
         self._blocks = _Boxes(low, high)
         self._runs = _Boxes(low.min(axis=1)[None], high.max(axis=1)[None])
 
-        block = cell // cells
+        self._entries: Floats | None = None
+        if find_spec("numba") is not None:
+            entries = np.concatenate([rows.state, rows.action], axis=1)
+            self._entries = np.full((n_cells, width, _CELL), np.nan, entries.dtype)
+            self._entries[cell, :, place] = entries[order]
+
+    @cached_property
+    def _stored(self) -> _Stored:
+        """The rows' side of the products, made for the first key that needs it."""
+        cell, place = np.nonzero(self._index >= 0)
+        point = self._frame.coordinates(self._rows.take(self._index[cell, place]))
+        width = point.shape[1]
+        block = cell // self._cells.size
         offset = point - self._centre[block]
         square = np.einsum("nd,nd->n", offset, offset)
-        self._radius = np.sqrt(np.maximum.reduceat(square, edges[:-1:cells]))
-        self._cell_matrix = np.zeros((n_cells, width + 2, _CELL), np.float32)
-        self._cell_matrix[:, width] = np.inf  # a place without a row is never near
-        self._cell_matrix[:, width + 1] = 1.0
-        self._cell_matrix[cell, :width, place] = -2.0 * offset
-        self._cell_matrix[cell, width, place] = square
-        grouped = self._cell_matrix.reshape(-1, cells, width + 2, _CELL)
+        radius = np.sqrt(np.maximum.reduceat(square, np.searchsorted(block, np.arange(len(self._centre)))))
+        cells = np.zeros((len(self._index), width + 2, _CELL), np.float32)
+        cells[:, width] = np.inf  # a place without a row is never near
+        cells[:, width + 1] = 1.0
+        cells[cell, :width, place] = -2.0 * offset
+        cells[cell, width, place] = square
+        grouped = cells.reshape(-1, self._cells.size, width + 2, _CELL)
         # Columns (place, cell): the minimum over a cell's places is then one over long rows.
-        self._block_matrix = np.ascontiguousarray(grouped.transpose(0, 2, 3, 1)).reshape(-1, width + 2, _CELL * cells)
+        blocks = np.ascontiguousarray(grouped.transpose(0, 2, 3, 1)).reshape(len(grouped), width + 2, -1)
+        return _Stored(radius, cells, blocks)
 
     def kth_nearest(self, keys: Points, own: Ints | None, k: int) -> Kth:
         """Return row index [B] and D^2 [B] of the k-th nearest row; `own` [B]: rows with the keys' states, if any."""
@@ -101,17 +124,46 @@ class BlockScan:
 
     def within(self, keys: Points, k: int, bound: Floats64) -> Kth:
         """As `kth_nearest`; `bound` [B] is D^2 of some row that is k-th nearest or worse, or inf."""
-        row = np.empty(len(bound), np.int64)
+        row = np.full(len(bound), -1, np.int64)
         squared = np.empty(len(bound))
-        for first in range(0, len(bound), _KEYS_PER_PASS):
-            part = slice(first, first + _KEYS_PER_PASS)
+        if k == 1 and self._entries is not None:
+            self._go_down(keys, bound, self._entries, row, squared)
+        left = np.flatnonzero(row < 0)
+        for first in range(0, len(left), _KEYS_PER_PASS):
+            part = left[first : first + _KEYS_PER_PASS]
             row[part], squared[part] = self._pass(keys.take(part), k, bound[part])
         return row, squared
 
+    def _go_down(
+        self, keys: Points, bound: Floats64, entries: Floats, row: NDArray[np.int64], squared: Floats64
+    ) -> None:
+        """Answer the keys that reach few blocks; the `row` of the others stays -1."""
+        from ._neighbours_numba import nearest
+
+        point = self._frame.coordinates(keys)
+        _require_near(point)
+        slack = 2 * self._frame.slack(point) + _Boxes.error(point, self._frame.reach)
+        key = np.concatenate([keys.state, keys.action], axis=1, dtype=np.float64)
+        sets = (self._runs.arrays, self._blocks.arrays, self._cells.arrays)
+        nearest(
+            key,
+            keys.state.shape[1],
+            self._beta,
+            point.astype(np.float32),
+            slack,
+            bound,
+            *sets,
+            entries,
+            self._index,
+            _TIGHT,
+            _MANY,
+            row,
+            squared,
+        )
+
     def _pass(self, keys: Points, k: int, bound: Floats64) -> Kth:
         point = self._frame.coordinates(keys)
-        if np.abs(point).max() > _FARTHEST:
-            raise ValueError("A key is too far from the data for float32 distances: its policy has diverged.")
+        _require_near(point)
         # The nearest row may seem farther than another by the slack of both.
         slack = 2 * self._frame.slack(point)
         box_slack = slack + _Boxes.error(point, self._frame.reach)
@@ -148,7 +200,7 @@ class BlockScan:
 
     def _dense(self, block: Ints, n_cells: Ints) -> NDArray[np.bool_]:
         """Return which visits [visits] of blocks, with so many cells left in each, are faster as whole blocks."""
-        n_blocks = len(self._radius)
+        n_blocks = len(self._centre)
         visitors = np.bincount(block[n_cells > 0], minlength=n_blocks)
         cells = np.bincount(block, weights=n_cells, minlength=n_blocks)
         return (cells > _ALONE + _SHARED * visitors)[block] & (n_cells > 0)
@@ -156,7 +208,7 @@ class BlockScan:
     def _visit_cells(self, point: Floats64, key: Ints, cell: Ints, upper: Floats64, k: int) -> _Visits:
         """Compare keys with cells; lower `upper` [B], an upper bound of the k-th smallest D^2, in place."""
         left, error = self._left(point, key, cell // self._cells.size)
-        lower = np.matmul(left[:, None, :], self._cell_matrix[cell])[:, 0]
+        lower = np.matmul(left[:, None, :], self._stored.cells[cell])[:, 0]
         _lower_bound(upper, key, lower, error, k)
         return _Visits(key, cell, lower, self._index)
 
@@ -165,7 +217,8 @@ class BlockScan:
         order = np.argsort(block, kind="stable")
         key, block = key[order], block[order]
         left, error = self._left(point, key, block)
-        width, length = self._block_matrix.shape[1:]
+        matrix = self._stored.blocks
+        width, length = matrix.shape[1:]
         most = max(1, _TERMS // (width * length))
         buffer = np.empty((min(len(key), max(1, _PRODUCTS // length)), length), np.float32)
         lower = np.empty((len(key), self._cells.size), np.float32)  # of the nearest row of each cell
@@ -176,7 +229,7 @@ class BlockScan:
                 for first in range(begin, end, most):
                     last = min(first + most, end)
                     out = buffer[first - start : last - start]
-                    np.matmul(left[first:last], self._block_matrix[block[first]], out=out)
+                    np.matmul(left[first:last], matrix[block[first]], out=out)
             products = buffer[: stop - start].reshape(stop - start, _CELL, -1)
             half = _CELL // 2
             while half:
@@ -190,12 +243,20 @@ class BlockScan:
         """Return the keys' side of the products [visits, d + 2], and their error E [visits]."""
         offset = point[key] - self._centre[block]
         square = np.einsum("vd,vd->v", offset, offset)
-        error = 2.0 * (point.shape[1] + 8) * _UNIT * (np.sqrt(square) + self._radius[block]) ** 2 + _TINY
+        error = 2.0 * (point.shape[1] + 8) * _UNIT * (np.sqrt(square) + self._stored.radius[block]) ** 2 + _TINY
         left = np.empty((len(key), point.shape[1] + 2), np.float32)
         left[:, :-2] = offset
         left[:, -2] = 1.0
         left[:, -1] = square - error
         return left, error
+
+
+class _Stored(NamedTuple):
+    """The rows' side of the products: (-2 (x - c), |x - c|^2, 1) in columns."""
+
+    radius: Floats64  # [blocks] of each block around its centre
+    cells: NDArray[np.float32]  # [cells, d + 2, places]
+    blocks: NDArray[np.float32]  # [blocks, d + 2, places * cells]
 
 
 class _Visits(NamedTuple):
@@ -233,6 +294,11 @@ class _Boxes:
         self._centre = np.ascontiguousarray(((low + high) / 2).swapaxes(1, 2), dtype=np.float32)  # [sets, d, size]
         self._half = np.ascontiguousarray(((high - low) / 2).swapaxes(1, 2), dtype=np.float32)
 
+    @property
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Centres and half widths, ``[sets, d, size]`` each."""
+        return self._centre, self._half
+
     def gap(self, point: Floats64, chosen: Ints) -> NDArray[np.float32]:
         """Return the distance [B, size] from each point to each box of its chosen set; 0 inside."""
         gap, half = self._centre[chosen], self._half[chosen]
@@ -257,6 +323,11 @@ class _Boxes:
         length = reach + np.sqrt(np.einsum("bd,bd->b", point, point))
         error: Floats64 = 8.0 * point.shape[1] * _UNIT * length
         return error
+
+
+def _require_near(point: Floats64) -> None:
+    if np.abs(point).max() > _FARTHEST:
+        raise ValueError("A key is too far from the data for float32 distances: its policy has diverged.")
 
 
 def _median_split(point: Floats64) -> tuple[Ints, Ints]:

@@ -6,6 +6,7 @@ Each guarantee that rests on a bound has a control: the bound taken away must gi
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,17 @@ from corollary.kernels import _neighbours_blocks, _neighbours_candidates
 from corollary.kernels._neighbours_metric import Points
 from corollary.kernels.neighbours import NeighbourIndex
 
-BACKENDS = ("reference", "kdtree", "blocks", "candidates", "auto")
-FAST = ("kdtree", "blocks", "candidates")
+# "numpy" stands for "blocks" where Numba is not installed.
+FAST = ("kdtree", "blocks", "numpy", "candidates")
+BACKENDS = ("reference", *FAST, "auto")
+
+
+def made(states: Tensor, actions: Tensor, backend: str = "auto", **options: Any) -> NeighbourIndex:
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "numpy":
+            backend = "blocks"
+            patch.setattr(_neighbours_blocks, "find_spec", lambda name: None)
+        return NeighbourIndex(states, actions, backend=backend, **options)  # type: ignore[arg-type]
 
 
 def walk(n: int, d_s: int = 4, d_a: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -82,7 +92,7 @@ def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hand_numbers(backend: str) -> None:
     states = torch.tensor([[0.0], [1.0], [1.0]])
     actions = torch.tensor([[0.0], [3.0], [-3.0]])
-    index = NeighbourIndex(states, actions, beta=2.0, backend=backend)
+    index = made(states, actions, beta=2.0, backend=backend)
     # Key (0, 3): squared distances 9, 4 + 0, 4 + 36.
     for k, row, distance in ((1, 1, 2.0), (2, 0, 3.0), (3, 2, math.sqrt(40))):
         found = index.query(torch.tensor([[3.0]]), row=torch.tensor([0]), k=k)
@@ -111,7 +121,7 @@ def test_every_back_end_finds_what_sorting_finds(make, n, d_s, d_a, beta, noise,
     row, action = keys_of(actions, 5, noise, seed)
     expected = [by_hand(states, actions, states[r], a, beta, k) for r, a in zip(row, action, strict=True)]
     for backend in BACKENDS:
-        index = NeighbourIndex(states, actions, beta=beta, backend=backend, list_length=list_length)
+        index = made(states, actions, beta=beta, backend=backend, list_length=list_length)
         for found in (index.query(action, row=row, k=k), index.query(action, state=states[row], k=k)):
             assert found.row.tolist() == [i for _, i in expected]
             torch.testing.assert_close(found.distance, torch.tensor([math.sqrt(s) for s, _ in expected]))
@@ -124,9 +134,9 @@ def test_every_back_end_finds_what_sorting_finds(make, n, d_s, d_a, beta, noise,
 def test_fast_back_ends_equal_the_reference_bit_for_bit(make, k: int, noise: float) -> None:
     states, actions = make(3000)
     row, action = keys_of(actions, 100, noise)
-    reference = NeighbourIndex(states, actions, backend="reference")
+    reference = made(states, actions, backend="reference")
     for backend in FAST:
-        index = NeighbourIndex(states, actions, backend=backend)
+        index = made(states, actions, backend=backend)
         assert_same(index.query(action, row=row, k=k), reference.query(action, row=row, k=k))
         away = states[row] + 0.1
         assert_same(index.query(action, state=away, k=k), reference.query(action, state=away, k=k))
@@ -136,9 +146,9 @@ def test_keys_of_the_default_block_sizes() -> None:
     """As above with the sizes that are shipped, more keys than one pass, and both paths taken."""
     states, actions = walk(20_000, 6, 3)
     row, action = keys_of(actions, 600, 0.5)
-    expected = NeighbourIndex(states, actions, backend="reference").query(action[-90:], row=row[-90:])
+    expected = made(states, actions, backend="reference").query(action[-90:], row=row[-90:])
     for backend in FAST:
-        found = NeighbourIndex(states, actions, backend=backend).query(action, row=row)
+        found = made(states, actions, backend=backend).query(action, row=row)
         assert_same((found.row[-90:], found.distance[-90:]), expected)
 
 
@@ -149,8 +159,8 @@ def test_far_from_the_origin_nothing_cancels(backend: str) -> None:
     states, actions = walk(2000, 5, 2)
     states = 1000 + 0.1 * states
     row, action = keys_of(actions, 64, 0.3)
-    expected = NeighbourIndex(states, actions, beta=7.5, backend="reference").query(action, row=row)
-    assert_same(NeighbourIndex(states, actions, beta=7.5, backend=backend).query(action, row=row), expected)
+    expected = made(states, actions, beta=7.5, backend="reference").query(action, row=row)
+    assert_same(made(states, actions, beta=7.5, backend=backend).query(action, row=row), expected)
     # Control: |x|^2 - 2 x.y + |y|^2 in float32 picks other rows.
     joint, key = torch.cat([7.5 * states, actions], 1), torch.cat([7.5 * states[row], action], 1)
     expanded = (key**2).sum(1, keepdim=True) - 2 * key @ joint.T + (joint**2).sum(1)
@@ -164,10 +174,10 @@ def test_products_need_their_error_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     states = (1e-4 * states).round(decimals=5) + torch.arange(1000)[:, None] // 16 * 30.0  # near ties, far apart
     row, action = keys_of(actions, 200, 0.0)
     action = action + 25.0
-    expected = NeighbourIndex(states, actions, backend="reference").query(action, row=row)
-    assert_same(NeighbourIndex(states, actions, backend="blocks").query(action, row=row), expected)
+    expected = made(states, actions, backend="reference").query(action, row=row)
+    assert_same(made(states, actions, backend="numpy").query(action, row=row), expected)
     monkeypatch.setattr(_neighbours_blocks, "_UNIT", 0.0)
-    found = NeighbourIndex(states, actions, backend="blocks").query(action, row=row)
+    found = made(states, actions, backend="numpy").query(action, row=row)
     assert (found.row != expected.row).any()
 
 
@@ -179,7 +189,7 @@ def test_prdc_3_certified_answers_are_exact(k: int, list_length: int) -> None:
     lists = _neighbours_candidates.StateTree(states.numpy(), 1).lists(list_length)
     rows, keys = Points(states.numpy(), actions.numpy()), Points(states[row].numpy(), action.numpy())
     found, _, certified = lists.kth_nearest(rows, keys, row.numpy(), 2.0, k)
-    expected = NeighbourIndex(states, actions, backend="reference").query(action, row=row, k=k).row.numpy()
+    expected = made(states, actions, backend="reference").query(action, row=row, k=k).row.numpy()
     assert 0.1 < certified.mean() < 0.9
     assert (found == expected)[certified].all()
     assert not (found == expected)[~certified].all()
@@ -197,7 +207,7 @@ def test_lists_hold_the_nearest_states() -> None:
 
 def test_counts_tell_certified_from_searched() -> None:
     states, actions = walk(500)
-    index = NeighbourIndex(states, actions, backend="candidates", list_length=4)
+    index = made(states, actions, backend="candidates", list_length=4)
     row, action = keys_of(actions, 64, 0.0)
     index.query(action, row=row)  # the own row, at distance 0, is always certain here
     assert (index.n_keys, index.n_certified) == (64, 64)
@@ -210,9 +220,9 @@ def test_counts_tell_certified_from_searched() -> None:
 def test_of_equal_rows_the_lowest_index_wins(backend: str) -> None:
     """Also when a row has more copies than its list has places."""
     states, actions = walk(60)
-    index = NeighbourIndex(states.repeat(8, 1), actions.repeat(8, 1), backend=backend, list_length=4)
+    index = made(states.repeat(8, 1), actions.repeat(8, 1), backend=backend, list_length=4)
     row, action = keys_of(actions.repeat(8, 1), 100, 0.1)
-    single = NeighbourIndex(states, actions, backend="reference").query(action, row=row % 60).row
+    single = made(states, actions, backend="reference").query(action, row=row % 60).row
     assert torch.equal(index.query(action, row=row).row, single)
     assert torch.equal(index.query(action, row=row, k=8).row, single + 7 * 60)
 
@@ -222,11 +232,11 @@ def test_limits_in_beta(backend: str) -> None:
     """Infinity: the row itself, as in TD3+BC. Zero: the nearest action of all, whatever its state."""
     states, actions = walk(20)
     row, action = keys_of(actions, 50, 1.0)
-    assert torch.equal(NeighbourIndex(states, actions, beta=1e6, backend=backend).query(action, row=row).row, row)
+    assert torch.equal(made(states, actions, beta=1e6, backend=backend).query(action, row=row).row, row)
     nearest_action = torch.cdist(action.double(), actions.double()).argmin(1)
-    found = NeighbourIndex(states, actions, beta=0.0, backend=backend).query(action, row=row)
+    found = made(states, actions, beta=0.0, backend=backend).query(action, row=row)
     assert torch.equal(found.row, nearest_action)
-    control = NeighbourIndex(states, actions, beta=0.1, backend=backend).query(action, row=row)
+    control = made(states, actions, beta=0.1, backend=backend).query(action, row=row)
     assert not torch.equal(control.row, row)
     assert not torch.equal(control.row, nearest_action)
 
@@ -234,7 +244,7 @@ def test_limits_in_beta(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batch_shapes_and_dtypes(backend: str) -> None:
     states, actions = walk(50)
-    index = NeighbourIndex(states, actions, backend=backend)
+    index = made(states, actions, backend=backend)
     row, action = keys_of(actions, 12, 0.3)
     flat = index.query(action, row=row)
     stacked = index.query(action.reshape(3, 4, 2), row=row.reshape(3, 4))
@@ -244,7 +254,7 @@ def test_batch_shapes_and_dtypes(backend: str) -> None:
     assert index.query(action[0], row=row[0]).row.shape == ()
     assert index.query(action[:0], row=row[:0]).row.shape == (0,)
     assert index.query(action.bfloat16(), row=row).distance.dtype == torch.bfloat16
-    double = NeighbourIndex(states.double(), actions.double(), backend=backend).query(action.double(), row=row)
+    double = made(states.double(), actions.double(), backend=backend).query(action.double(), row=row)
     assert torch.equal(double.row, flat.row)
     assert double.distance.dtype == torch.float64
 
@@ -252,7 +262,7 @@ def test_batch_shapes_and_dtypes(backend: str) -> None:
 def test_autocast_and_precision_settings_change_nothing() -> None:
     states, actions = walk(3000)
     row, action = keys_of(actions, 64, 3.0)
-    index = NeighbourIndex(states, actions, backend="blocks")
+    index = made(states, actions, backend="blocks")
     expected = index.query(action, row=row)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -268,8 +278,8 @@ def test_auto_makes_lists_once_they_pay(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_neighbours_candidates, "_REVIEW_SECONDS_PER_ROW", 0.0)
     states, actions = walk(1000)
     row, action = keys_of(actions, 64, 0.05)
-    expected = NeighbourIndex(states, actions, backend="reference").query(action, row=row)
-    index = NeighbourIndex(states, actions, backend="auto")
+    expected = made(states, actions, backend="reference").query(action, row=row)
+    index = made(states, actions, backend="auto")
     for _ in range(200):
         assert_same(index.query(action, row=row), expected)
         if index.n_certified:
@@ -277,7 +287,7 @@ def test_auto_makes_lists_once_they_pay(monkeypatch: pytest.MonkeyPatch) -> None
     else:
         pytest.fail("no lists after 200 queries of a set whose lists take milliseconds")
     # Control: keys that lists could never certify do not pay for them.
-    useless = NeighbourIndex(states, actions, beta=1e-6, backend="auto")
+    useless = made(states, actions, beta=1e-6, backend="auto")
     for _ in range(50):
         useless.query(action, row=row)
     assert useless.n_certified == 0
@@ -287,27 +297,27 @@ class TestCache:
     def test_lists_are_made_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         states, actions = walk(200)
         row, action = keys_of(actions, 32, 0.5)
-        expected = NeighbourIndex(states, actions, backend="candidates", cache_dir=tmp_path).query(action, row=row)
+        expected = made(states, actions, backend="candidates", cache_dir=tmp_path).query(action, row=row)
         assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
         monkeypatch.setattr(_neighbours_candidates, "StateTree", None)  # making lists again would fail
         for backend in ("candidates", "auto"):
-            index = NeighbourIndex(states, 2 * actions, beta=3.0, backend=backend, cache_dir=tmp_path)
+            index = made(states, 2 * actions, beta=3.0, backend=backend, cache_dir=tmp_path)
             index.query(action, row=row)
             assert index.n_certified > 0
-        again = NeighbourIndex(states, actions, backend="candidates", cache_dir=tmp_path)
+        again = made(states, actions, backend="candidates", cache_dir=tmp_path)
         assert_same(again.query(action, row=row), expected)
 
     def test_other_states_or_lengths_have_other_files(self, tmp_path: Path) -> None:
         states, actions = walk(50)
         for s, m in ((states, 4), (states + 1, 4), (states.double(), 4), (states, 5)):
-            NeighbourIndex(s, actions.to(s.dtype), backend="candidates", list_length=m, cache_dir=tmp_path)
+            made(s, actions.to(s.dtype), backend="candidates", list_length=m, cache_dir=tmp_path)
         assert len(list(tmp_path.iterdir())) == 4
 
     @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "other arrays", "pickle", "wild rows"])
     def test_a_damaged_file_is_made_anew(self, tmp_path: Path, damage: str) -> None:
         states, actions = walk(200)
         row, action = keys_of(actions, 32, 0.5)
-        expected = NeighbourIndex(states, actions, backend="candidates", cache_dir=tmp_path).query(action, row=row)
+        expected = made(states, actions, backend="candidates", cache_dir=tmp_path).query(action, row=row)
         (path,) = tmp_path.iterdir()
         whole = path.read_bytes()
         if damage == "cut":
@@ -323,11 +333,11 @@ class TestCache:
         else:
             np.savez(path, row=np.full((200, 32), 999, np.int32), distance=np.zeros((200, 32), np.float32))
         with pytest.warns(UserWarning, match="damaged"):
-            index = NeighbourIndex(states, actions, backend="candidates", cache_dir=tmp_path)
+            index = made(states, actions, backend="candidates", cache_dir=tmp_path)
         assert_same(index.query(action, row=row), expected)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            NeighbourIndex(states, actions, backend="candidates", cache_dir=tmp_path)
+            made(states, actions, backend="candidates", cache_dir=tmp_path)
 
 
 def bad_rows() -> list[tuple[str, Tensor, Tensor]]:
@@ -350,7 +360,7 @@ def bad_rows() -> list[tuple[str, Tensor, Tensor]]:
 @pytest.mark.parametrize(("message", "states", "actions"), bad_rows())
 def test_bad_rows(message: str, states: Tensor, actions: Tensor) -> None:
     with pytest.raises(ValueError, match=message):
-        NeighbourIndex(states, actions)
+        made(states, actions)
 
 
 @pytest.mark.parametrize(
@@ -366,13 +376,13 @@ def test_bad_rows(message: str, states: Tensor, actions: Tensor) -> None:
 )
 def test_bad_options(message: str, options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=message):
-        NeighbourIndex(*walk(10), **options)
+        made(*walk(10), **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_keys(backend: str) -> None:
     states, actions = walk(10)
-    index = NeighbourIndex(states, actions, backend=backend)
+    index = made(states, actions, backend=backend)
     row, action = keys_of(actions, 4, 0.1)
     for message, arguments in {
         "axis of 2": {"action": action[:, :1], "row": row},
@@ -395,6 +405,6 @@ def test_bad_keys(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["blocks", "candidates"])
 def test_a_key_out_of_the_float32_range_is_refused(backend: str) -> None:
     states, actions = walk(100)
-    index = NeighbourIndex(states, actions, backend=backend)
+    index = made(states, actions, backend=backend)
     with pytest.raises(ValueError, match="too far"):
         index.query(torch.full((1, 2), 1e20), row=torch.tensor([0]))
