@@ -58,7 +58,8 @@ class OfflineConfig(Config):
         state_transform: ``"standardize"`` is (s - mean) / (std + 1e-3) with the dataset's statistics; ``"none"``.
         reward_transform: a name of :mod:`corollary.core.transforms`, or several applied in order.
         view: ``"full"`` trains on every row with a known successor; ``"d4rl_qlearning"`` on exactly the rows that
-            D4RL's ``qlearning_dataset`` gives (drops every timeout row and the last row).
+            D4RL's ``qlearning_dataset`` gives (drops every timeout row and the last row), as most published runs did; a
+            preset changes it only where it says so.
         sampling: which rows a step draws: all alike (``"uniform"``), or more of trajectories with a high ``"return"``,
             or a high ``"advantage"`` over what their first state promises (:mod:`corollary.core.sampling`).
         sampling_temperature: alpha > 0 of that soft-max over scores in [0, 1]; small values draw the best trajectory

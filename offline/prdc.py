@@ -15,7 +15,8 @@ Deviations and choices:
    dimensions. ``distance="norm"`` is the paper's d_beta itself, state part included. The nearest row is the same.
 2. The search is exact, but not one tree query per step: see :mod:`corollary.kernels.neighbours`.
 3. The authors' code searches every row of D4RL's ``qlearning_dataset``; here every row trained on (`view`).
-4. Their first code (until 2023-07-05) scaled next states instead of rewards on AntMaze; the preset scales rewards.
+4. Rows experienced online are not searched: the constraint stays that of the dataset.
+5. Their first code (until 2023-07-05) scaled next states instead of rewards on AntMaze; the preset scales rewards.
 """
 
 from dataclasses import dataclass
