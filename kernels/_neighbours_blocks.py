@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import itertools
 from functools import cached_property
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._neighbours_metric import Floats, Frame, Ints, Kth, Points, select_kth, squared_distances
+from .numba_support import has_numba
 
 _CELL = 32  # most rows of a cell, a power of two
 _CELLS = 32  # most cells of a block
@@ -91,7 +91,7 @@ class BlockScan:
         self._runs = _Boxes(low.min(axis=1)[None], high.max(axis=1)[None])
 
         self._entries: Floats | None = None
-        if find_spec("numba") is not None:
+        if has_numba():
             entries = np.concatenate([rows.state, rows.action], axis=1)
             self._entries = np.full((n_cells, width, _CELL), np.nan, entries.dtype)
             self._entries[cell, :, place] = entries[order]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +20,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from ..core.errors import CorollaryError
+from ..kernels.numba_support import has_numba
 from .mdp import TabularMDP
 
 IMPROVEMENT = 1e-12
@@ -250,7 +250,7 @@ def _suits_numba(mdp: TabularMDP) -> bool:
     tensors = mdp.transition, mdp.reward, mdp.discount
     if any(tensor.device.type != "cpu" or tensor.requires_grad for tensor in tensors):
         return False
-    return mdp.n_states <= _COMPILED_STATES and find_spec("numba") is not None
+    return mdp.n_states <= _COMPILED_STATES and has_numba()
 
 
 def _by_numba(mdp: "_Model", action: Tensor | None, max_iterations: int) -> Solution:

@@ -28,7 +28,7 @@ def made(states: Tensor, actions: Tensor, backend: str = "auto", **options: Any)
     with pytest.MonkeyPatch.context() as patch:
         if backend == "numpy":
             backend = "blocks"
-            patch.setattr(_neighbours_blocks, "find_spec", lambda name: None)
+            patch.setattr(_neighbours_blocks, "has_numba", lambda: False)
         return NeighbourIndex(states, actions, backend=backend, **options)  # type: ignore[arg-type]
 
 
