@@ -5,9 +5,10 @@ instance; here an instance is read from memory once. The functions release Pytho
 the instances. Needs the extra ``compiled``; :func:`corollary.theory_checks.solvers.policy_iteration` calls it where it
 is installed, and is what it is tested against.
 
-A policy's equations ``(I - gamma P_pi) V = r_pi`` are solved by elimination without a search for pivots: every row's
-diagonal entry exceeds the sum of the others' sizes by ``1 - gamma``, elimination keeps that so, and then no entry
-grows to more than twice the largest (G. H. Golub, C. F. Van Loan, "Matrix Computations", section 4.1).
+A policy's equations ``(I - gamma P_pi) V = r_pi`` are solved by elimination without a search for pivots. Every row's
+diagonal entry exceeds the sum of the others' sizes by ``1 - gamma``, and for matrices with dominant diagonals no entry
+grows to more than twice the largest (N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002,
+Theorem 9.9).
 """
 
 # Numba's decorators carry no types that mypy reads.
