@@ -16,8 +16,8 @@ squares and the d + 2 products errs by less than (d + 8) u s^2. Twice that, E, i
 so that products are lower bounds and products + 2 E upper bounds. Rows whose lower bound reaches the smallest upper
 bound are compared again in the metric's own arithmetic (`_neighbours_metric`). So the answer is exact, ties included.
 
-Where Numba is installed, keys that reach few blocks are answered by :mod:`._neighbours_numba` instead, with the same
-boxes and the same answers.
+Where Numba is installed, and once scans have taken as long as it takes to compile, keys that reach few blocks are
+answered by :mod:`._neighbours_numba` instead, with the same boxes and the same answers to the bit.
 
 NumPy's product is used because PyTorch's may be switched to a lower precision by autocast or a global setting. All of
 a search runs on the calling thread: pieces this small gain little from more, and lose milliseconds when the threads of
@@ -27,6 +27,7 @@ two libraries, or of another process, wait for one core.
 from __future__ import annotations
 
 import itertools
+import time
 from functools import cached_property
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ _SHARED = 2.0  # and so many more per key
 _PRODUCTS = 2**20  # distances held at once, 4 MiB
 _TERMS = 2**18  # of one product: OpenBLAS wakes its threads for more
 _KEYS_PER_PASS = 512
+_COMPILE_AFTER = 3.0  # seconds of scans: what compiling takes
 _UNIT = 2.0**-24
 _TINY = 1e-36  # what products may lose to underflow
 _FARTHEST = 1e18  # squares stay within the float32 range
@@ -56,8 +58,7 @@ Floats64 = NDArray[np.float64]
 class BlockScan:
     """Exact k-th nearest rows; at worst one product of all keys with all rows.
 
-    Takes about 8 (d + 3) bytes per row beside the rows themselves; with Numba a copy of these, and the former only once
-    a key reaches many blocks.
+    Takes about 8 (d + 3) bytes per row beside the rows themselves, and with Numba a copy of these.
 
     Args:
         rows: the dataset.
@@ -90,15 +91,21 @@ class BlockScan:
         self._blocks = _Boxes(low, high)
         self._runs = _Boxes(low.min(axis=1)[None], high.max(axis=1)[None])
 
-        self._entries: Floats | None = None
-        if has_numba():
-            entries = np.concatenate([rows.state, rows.action], axis=1)
-            self._entries = np.full((n_cells, width, _CELL), np.nan, entries.dtype)
-            self._entries[cell, :, place] = entries[order]
+        self._scan_seconds = 0.0
+        self._compile_after = _COMPILE_AFTER
+
+    @cached_property
+    def _entries(self) -> Floats:
+        """The rows as compiled code reads them, ``[cells, d, places]``; NaN where there is none."""
+        rows = np.concatenate([self._rows.state, self._rows.action], axis=1)
+        entries = np.full((len(self._index), rows.shape[1], _CELL), np.nan, rows.dtype)
+        cell, place = np.nonzero(self._index >= 0)
+        entries[cell, :, place] = rows[self._index[cell, place]]
+        return entries
 
     @cached_property
     def _stored(self) -> _Stored:
-        """The rows' side of the products, made for the first key that needs it."""
+        """The rows' side of the products."""
         cell, place = np.nonzero(self._index >= 0)
         point = self._frame.coordinates(self._rows.take(self._index[cell, place]))
         width = point.shape[1]
@@ -126,17 +133,17 @@ class BlockScan:
         """As `kth_nearest`; `bound` [B] is D^2 of some row that is k-th nearest or worse, or inf."""
         row = np.full(len(bound), -1, np.int64)
         squared = np.empty(len(bound))
-        if k == 1 and self._entries is not None:
-            self._go_down(keys, bound, self._entries, row, squared)
+        if k == 1 and self._scan_seconds >= self._compile_after and has_numba():
+            self._go_down(keys, bound, row, squared)
+        began = time.perf_counter()
         left = np.flatnonzero(row < 0)
         for first in range(0, len(left), _KEYS_PER_PASS):
             part = left[first : first + _KEYS_PER_PASS]
             row[part], squared[part] = self._pass(keys.take(part), k, bound[part])
+        self._scan_seconds += time.perf_counter() - began
         return row, squared
 
-    def _go_down(
-        self, keys: Points, bound: Floats64, entries: Floats, row: NDArray[np.int64], squared: Floats64
-    ) -> None:
+    def _go_down(self, keys: Points, bound: Floats64, row: NDArray[np.int64], squared: Floats64) -> None:
         """Answer the keys that reach few blocks; the `row` of the others stays -1."""
         from ._neighbours_numba import nearest
 
@@ -153,7 +160,7 @@ class BlockScan:
             slack,
             bound,
             *sets,
-            entries,
+            self._entries,
             self._index,
             _TIGHT,
             _MANY,

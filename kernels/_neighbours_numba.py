@@ -20,7 +20,7 @@ from ._neighbours_metric import Floats
 Floats64 = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 
-_compiled: Any = numba.njit(nogil=True, cache=True)  # without any licence to reorder: the bits count
+_compiled: Any = numba.njit(nogil=True)  # without any licence to reorder: the bits count
 
 
 @_compiled

@@ -2,8 +2,8 @@ r"""Policy iteration for many small dense MDPs, compiled by Numba: each is solve
 
 PyTorch's products walk through all instances again for every sweep, and each call costs as much as solving a small
 instance; here an instance is read from memory once. The functions release Python's lock, so that threads can share
-the instances. Needs the extra ``compiled``; :func:`corollary.theory_checks.solvers.policy_iteration` calls it where it
-is installed, and is what it is tested against.
+the instances. Needs the extra ``compiled``; :func:`corollary.theory_checks.solvers.policy_iteration` calls it for
+``backend="numba"``, and is what it is tested against. What was compiled is not kept on disk: Numba would keep pickles.
 
 A policy's equations ``(I - gamma P_pi) V = r_pi`` are solved by elimination without a search for pivots. Every row's
 diagonal entry exceeds the sum of the others' sizes by ``1 - gamma``, and for matrices with dominant diagonals no entry
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 _MOST_SWEEPS = 10
 # Sums may be taken in any order, as in BLAS; what is not finite keeps its meaning.
-_compiled: Any = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+_compiled: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 @_compiled

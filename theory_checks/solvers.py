@@ -20,16 +20,13 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from ..core.errors import CorollaryError
-from ..kernels.numba_support import has_numba
 from .mdp import TabularMDP
 
 IMPROVEMENT = 1e-12
 """An action improves on another if it is better by more than this times ``1 + max |Q|``: rounding, nothing more."""
 
 
-Backend = Literal["auto", "torch", "numba"]
-
-_COMPILED_STATES = 200  # beyond, LAPACK's elimination in blocks is faster
+Backend = Literal["torch", "numba"]
 
 
 class SolverError(CorollaryError):
@@ -217,7 +214,7 @@ def _residual_bound(mdp: "_Model", value: Tensor, best: Tensor) -> Tensor:
 
 
 def policy_iteration(
-    mdp: TabularMDP, max_iterations: int = 1000, start: Tensor | None = None, *, backend: Backend = "auto"
+    mdp: TabularMDP, max_iterations: int = 1000, start: Tensor | None = None, *, backend: Backend = "torch"
 ) -> Solution:
     """Evaluate exactly and improve until no action is better than the policy's by more than rounding.
 
@@ -226,12 +223,13 @@ def policy_iteration(
         max_iterations: improvements after which to give up; `converged` then says where.
         start: actions of the first policy, ``[B, S]``. By default those that are greedy after a few cheap sweeps of
             value iteration, which is where most instances end too, so one or two evaluations are enough.
-        backend: ``"torch"``: batched products, on any device; ``"numba"``: compiled, one instance after the other on
-            the processor (:mod:`corollary.kernels.policy_iteration_numba`; extra ``compiled``); ``"auto"``: Numba
-            where it is installed and the model small, on the processor and not to be differentiated.
+        backend: ``"torch"``: batched products, on any device; ``"numba"``: one instance after the other on the
+            processor (:mod:`corollary.kernels.policy_iteration_numba`; extra ``compiled``), several times faster up to
+            some hundred states, once a first call has compiled it in a few seconds.
 
     Raises:
-        SolverError: for another back end, `max_iterations` below 1, or a start that is no action in every state.
+        SolverError: for another back end, `max_iterations` below 1, a start that is no action in every state, or a
+            model that Numba cannot take, on another device or to be differentiated.
         ModuleNotFoundError: ``backend="numba"`` without Numba installed.
     """
     if backend not in get_args(Backend):
@@ -242,15 +240,8 @@ def policy_iteration(
         start.shape != mdp.start.shape or not bool(((start >= 0) & (start < mdp.n_actions)).all())
     ):
         raise SolverError(f"start must be actions below {mdp.n_actions}, of shape {list(mdp.start.shape)}.")
-    solve = _by_numba if backend == "numba" or (backend == "auto" and _suits_numba(mdp)) else _policy_iteration
+    solve = _by_numba if backend == "numba" else _policy_iteration
     return _in_parts(mdp, start, lambda part, action: solve(part, action, max_iterations))
-
-
-def _suits_numba(mdp: TabularMDP) -> bool:
-    tensors = mdp.transition, mdp.reward, mdp.discount
-    if any(tensor.device.type != "cpu" or tensor.requires_grad for tensor in tensors):
-        return False
-    return mdp.n_states <= _COMPILED_STATES and has_numba()
 
 
 def _by_numba(mdp: "_Model", action: Tensor | None, max_iterations: int) -> Solution:
@@ -260,7 +251,12 @@ def _by_numba(mdp: "_Model", action: Tensor | None, max_iterations: int) -> Solu
         raise ModuleNotFoundError(
             "backend 'numba' needs Numba; install it with: pip install 'corollary[compiled]'", name=error.name
         ) from error
-    p, r, gamma = (each.detach().contiguous().numpy() for each in (mdp.transition, mdp.reward, mdp.discount))
+    model = mdp.transition, mdp.reward, mdp.discount
+    if any(each.requires_grad or each.device.type != "cpu" for each in model):
+        raise SolverError(
+            "backend 'numba' runs on the processor and gives no gradients: take 'torch', or detach().cpu()."
+        )
+    p, r, gamma = (each.contiguous().numpy() for each in model)
     b, s, _ = r.shape
     chosen = np.zeros((b, s), np.int64) if action is None else action.numpy().astype(np.int64)
     value, q, iterations, converged = np.empty((b, s)), np.empty_like(r), np.zeros(b, np.int64), np.zeros(b, np.bool_)

@@ -19,16 +19,16 @@ from corollary.kernels import _neighbours_blocks, _neighbours_candidates
 from corollary.kernels._neighbours_metric import Points
 from corollary.kernels.neighbours import NeighbourIndex
 
-# "numpy" stands for "blocks" where Numba is not installed.
-FAST = ("kdtree", "blocks", "numpy", "candidates")
+# "numba" stands for "blocks" once scans have taken long enough to be compiled.
+FAST = ("kdtree", "blocks", "numba", "candidates")
 BACKENDS = ("reference", *FAST, "auto")
 
 
 def made(states: Tensor, actions: Tensor, backend: str = "auto", **options: Any) -> NeighbourIndex:
     with pytest.MonkeyPatch.context() as patch:
-        if backend == "numpy":
+        if backend == "numba":
             backend = "blocks"
-            patch.setattr(_neighbours_blocks, "has_numba", lambda: False)
+            patch.setattr(_neighbours_blocks, "_COMPILE_AFTER", 0.0)
         return NeighbourIndex(states, actions, backend=backend, **options)  # type: ignore[arg-type]
 
 
@@ -175,9 +175,9 @@ def test_products_need_their_error_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     row, action = keys_of(actions, 200, 0.0)
     action = action + 25.0
     expected = made(states, actions, backend="reference").query(action, row=row)
-    assert_same(made(states, actions, backend="numpy").query(action, row=row), expected)
+    assert_same(made(states, actions, backend="blocks").query(action, row=row), expected)
     monkeypatch.setattr(_neighbours_blocks, "_UNIT", 0.0)
-    found = made(states, actions, backend="numpy").query(action, row=row)
+    found = made(states, actions, backend="blocks").query(action, row=row)
     assert (found.row != expected.row).any()
 
 

@@ -111,30 +111,18 @@ def test_either_back_end_solves_what_is_hard_for_it(backend) -> None:
     assert torch.equal(solvers.policy_iteration(equal, start=kept, backend=backend).action, kept)
 
 
-def test_the_back_end_is_chosen_by_size_gradients_and_installation(monkeypatch) -> None:
-    def taken(mdp: TabularMDP) -> str:
-        with monkeypatch.context() as patch:
-            for name in ("_by_numba", "_policy_iteration"):
-                patch.setattr(solvers, name, lambda *_, name=name: name)
-            patch.setattr(solvers, "_in_parts", lambda mdp, start, solve: solve(mdp, start))
-            return solvers.policy_iteration(mdp)  # type: ignore[return-value]
-
-    small, large = (dirichlet(np.random.default_rng(0), 1, s, 1, 1.0, 0.9) for s in (200, 201))
-    assert (taken(small), taken(large)) == ("_by_numba", "_policy_iteration")
-    assert taken(small.replace(reward=small.reward.clone().requires_grad_())) == "_policy_iteration"
-    monkeypatch.setattr(solvers, "has_numba", lambda: False)
-    assert taken(small) == "_policy_iteration"
-
-
 def test_what_policy_iteration_refuses(monkeypatch) -> None:
     mdp = chain(3, 0.9)
-    with pytest.raises(SolverError, match="Unknown back end 'gpu'; choose one of auto, torch, numba"):
+    with pytest.raises(SolverError, match="Unknown back end 'gpu'; choose one of torch, numba"):
         solvers.policy_iteration(mdp, backend="gpu")  # type: ignore[arg-type]
     with pytest.raises(SolverError, match="max_iterations must be at least 1; got 0"):
         solvers.policy_iteration(mdp, 0)
     for start in (torch.full(mdp.start.shape, mdp.n_actions), torch.zeros(1, 1, dtype=torch.int64), -torch.ones(1, 3)):
         with pytest.raises(SolverError, match=f"start must be actions below {mdp.n_actions}, of shape"):
             solvers.policy_iteration(mdp, start=start)
+    differentiated = mdp.replace(reward=mdp.reward.clone().requires_grad_())
+    with pytest.raises(SolverError, match="gives no gradients: take 'torch'"):
+        solvers.policy_iteration(differentiated, backend="numba")
     monkeypatch.setitem(sys.modules, "corollary.kernels.policy_iteration_numba", None)
     monkeypatch.delattr(kernels, "policy_iteration_numba", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"needs Numba; .*pip install 'corollary\[compiled\]'"):
