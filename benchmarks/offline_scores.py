@@ -79,7 +79,7 @@ def write_table(out: Path) -> None:
         "listed beside it and never instead). Scores are normalised with the reference returns inside these files: "
         "they compare these runs with each other and not with published D4RL tables, whose data, physics and row "
         "counts differ. Settings are the defaults, for PRDC, ReBRAC and A2PR those that the authors published for the "
-        "environment, and nothing was tuned: PRDC's for HalfCheetah (alpha = 40) were published for other kinds of sets "
+        "environment, and nothing was tuned: PRDC's for HalfCheetah (alpha = 40) were published for other sets "
         f"than expert data.\n\n{format_table(summarise(runs), style='markdown')}\n\nVersions: {versions}.\n"
     )
     (out / "table.md").write_text(text)
