@@ -188,9 +188,9 @@ def _check(chosen: argparse.Namespace) -> None:
 
         adversary = False if chosen.keep else None  # what was just found is kept, and tried as such
         results = run_checks(checks, chosen.tier, chosen.seed, adversary=adversary, tell=show)
-    print(
-        f"{'' if console.is_terminal else chr(10)}{summary_line(results)}"
-    )  # a table in a file ends without a newline
+    if not console.is_terminal:
+        print()  # a table in a file ends without a newline
+    print(summary_line(results))
     about = {"tier": chosen.tier, "seed": chosen.seed}
     if chosen.json:
         print(write_json(results, chosen.json, **about))

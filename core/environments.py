@@ -765,15 +765,19 @@ def make_single(source: object) -> SingleEnv:
 
 def environment_name(env: SingleEnv | BatchEnv) -> str:
     """Return the id under which `env` is registered, or else the name of its class."""
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    return _registered(env) or type(env.unwrapped).__name__
 
 
 def environment_id(source: object, env: SingleEnv | BatchEnv) -> str | None:
     """Return the id that makes `env` again, ``module:id`` where `source` names the module that registers it."""
-    if env.spec is None:
-        return None
     module, colon, _ = source.rpartition(":") if isinstance(source, str) else ("", "", "")
-    return f"{module}{colon}{env.spec.id}"
+    registered = _registered(env)
+    return None if registered is None else f"{module}{colon}{registered}"
+
+
+def _registered(env: SingleEnv | BatchEnv) -> str | None:
+    found: str | None = getattr(env.spec, "id", None)  # EnvPool's environments have specs of their own kind, without
+    return found
 
 
 def is_known(env_id: str | None) -> bool:

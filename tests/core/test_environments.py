@@ -544,6 +544,14 @@ def test_vector_environments_of_different_sizes_or_modes_are_refused() -> None:
         make_environments(modes, (0, 1), 2)
 
 
+def test_a_vector_environment_whose_spec_is_not_gymnasiums_goes_by_its_class() -> None:
+    env = gymnasium.make_vec("CartPole-v1", 2)
+    env.spec = object()  # type: ignore[assignment]
+    environments = make_environments(env, (0,), 1)
+    assert (environments.env_id, environments.name) == (None, type(env.unwrapped).__name__)
+    env.close()
+
+
 def test_the_size_of_a_vector_environment_wins() -> None:
     assert make_environments(SyncVectorEnv([Counting] * 3), (0,), 1).n_envs == 3
 
