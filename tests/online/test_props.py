@@ -532,7 +532,8 @@ def test_run_saved_in_the_middle_of_the_buffer_goes_on_to_the_bit(first, tmp_pat
 def test_the_target_policy_acts_and_the_behaviour_policy_explores() -> None:
     agent = Pieces("CartPole-v1", **SMALL)
     obs = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    before, sampled = agent.predict(obs)[0], agent.act(torch.from_numpy(obs)[None], torch.rand(1, 16, 1))
+    noise = torch.arange(16).reshape(1, 16, 1) / 16
+    before, sampled = agent.predict(obs)[0], agent.act(torch.from_numpy(obs)[None], noise)
     agent._predictions = 0
     with torch.no_grad():
         agent.behaviour.net.biases[-1].copy_(torch.tensor([[50.0, -50.0]]))  # always the first action

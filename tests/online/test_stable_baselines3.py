@@ -77,6 +77,7 @@ def largest_gaps(model: Any, agent: Any) -> dict[str, float]:
     """Largest differences in deterministic action, value and log-probability of actions."""
     obs, seen = shown(model)
     theirs, _ = model.predict(seen, deterministic=True)
+    model.action_space.seed(3)
     drawn = np.stack([model.action_space.sample() for _ in obs])
     with torch.no_grad():
         tensor = torch.as_tensor(seen)
