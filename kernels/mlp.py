@@ -31,6 +31,7 @@ PyTorch's cost per operation exceeds the arithmetic.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import islice, product
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,9 @@ _NARROW = 32
 # Multiplications B n_{l+1} n_l of a member's largest product from which on `onednn` is no slower than `fused`. The two
 # break even there at widths 64, 128 and 256 alike (benchmarks/mlp.py).
 _ONEDNN_PAYS = 2**22
+# Numbers in the widest layer's output for one block of rows of `onednn`: 1 MiB, so that a block's outputs stay in the
+# processor's cache from layer to layer, and memory that one block has given back serves the next.
+_BLOCK = 2**18
 
 
 def mlp(
@@ -103,8 +107,7 @@ def mlp(
     if tracked:
         outputs = _OneDNN.apply(activation, bf16, len(weights), x, *weights, *biases)  # type: ignore[no-untyped-call]
         return outputs
-    members = _members(x, weights, biases)
-    return torch.stack([_forward(member, ws, bs, activation, bf16)[-1] for member, ws, bs in members])
+    return _forward_blocks(x, weights, biases, activation, bf16, lambda outputs: None)
 
 
 def mlp_vjp(
@@ -384,21 +387,40 @@ def _forward(
     return outputs
 
 
+def _blocks(n_rows: int, weights: Sequence[Tensor]) -> list[slice]:
+    """Split a batch so that the widest layer's output for one block has at most :data:`_BLOCK` numbers."""
+    size = max(1, _BLOCK // max(w.shape[1] for w in weights))
+    return [slice(start, min(start + size, n_rows)) for start in range(0, max(1, n_rows), size)]
+
+
+def _forward_blocks(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: Activation,
+    bf16: bool,
+    keep: Callable[[list[Tensor]], object],
+) -> Tensor:
+    """Return all members' outputs; `keep` is handed the hidden layers' outputs, member by member, block by block."""
+    y = x.new_empty(*x.shape[:2], weights[-1].shape[1])
+    for e, (member, ws, bs) in enumerate(_members(x, weights, biases)):
+        for rows in _blocks(x.shape[1], weights):
+            *hidden, y[e, rows] = _forward(member[rows], ws, bs, activation, bf16)
+            keep(hidden)
+    return y
+
+
 class _OneDNN(torch.autograd.Function):
-    """All members' networks as one node: saves the layers' outputs."""
+    """All members' networks as one node, block of rows by block of rows: saves the layers' outputs."""
 
     @staticmethod
     def forward(ctx: Any, activation: Activation, bf16: bool, n_layers: int, x: Tensor, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[:n_layers], parameters[n_layers:]
         hidden: list[Tensor] = []
-        y: list[Tensor] = []
-        for member, ws, bs in _members(x, weights, biases):
-            *inner, last = _forward(member, ws, bs, activation, bf16)
-            hidden += inner
-            y.append(last)
+        y = _forward_blocks(x, weights, biases, activation, bf16, hidden.extend)
         ctx.activation, ctx.bf16, ctx.n_layers = activation, bf16, n_layers
         ctx.save_for_backward(x, *weights, *hidden)
-        return torch.stack(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -406,33 +428,34 @@ class _OneDNN(torch.autograd.Function):
         (grad,) = grads
         n_layers, bf16 = ctx.n_layers, ctx.bf16
         x, *rest = ctx.saved_tensors
-        weights, hidden = rest[:n_layers], rest[n_layers:]
+        weights, hidden = rest[:n_layers], iter(rest[n_layers:])
         need_x, *need = ctx.needs_input_grad[3:]
         need_w, need_b = need[:n_layers], need[n_layers:]
         first = next((layer for layer in range(n_layers) if need_w[layer] or need_b[layer]), n_layers)
         grad_w = [torch.empty_like(w) if n else None for w, n in zip(weights, need_w, strict=True)]
         grad_b = [w.new_empty(w.shape[:2]) if n else None for w, n in zip(weights, need_b, strict=True)]
         grad_x = torch.empty(x.shape, dtype=x.dtype) if need_x else None
-        for e in range(x.shape[0]):
-            inputs = [x[e], *hidden[e * (n_layers - 1) : (e + 1) * (n_layers - 1)]]
-            g = grad[e]
+        for e, rows in product(range(x.shape[0]), _blocks(x.shape[1], weights)):
+            inputs = [x[e, rows], *islice(hidden, n_layers - 1)]
+            g = grad[e, rows]
+            put = Tensor.copy_ if rows.start == 0 else Tensor.add_
             for layer in reversed(range(n_layers)):
                 w, h = weights[layer][e], inputs[layer]
                 wide = _wide(w)
                 if (gw := grad_w[layer]) is not None:
                     if wide:
-                        gw[e] = _matmul_t(g.mT, h.mT, bf16)
+                        put(gw[e], _matmul_t(g.mT, h.mT, bf16))
                     elif h.shape[1] < g.shape[1]:  # BLAS is twice as fast with the long side last
-                        gw[e] = (h.mT @ g).mT
+                        put(gw[e], (h.mT @ g).mT)
                     else:
-                        torch.mm(g.mT, h, out=gw[e])
+                        put(gw[e], g.mT @ h)
                 if (gb := grad_b[layer]) is not None:
-                    torch.sum(g, 0, out=gb[e])
+                    put(gb[e], g.sum(0))
                 if layer > 0 and (need_x or layer > first):
                     g = _matmul_t(g, w.mT, bf16) if wide else g @ w
                     g = _activation_backward_(g, h, ctx.activation)
                 elif layer == 0 and grad_x is not None:
-                    grad_x[e] = g @ w
+                    grad_x[e, rows] = g @ w
                 else:
                     break
         return (None, None, None, grad_x, *grad_w, *grad_b)

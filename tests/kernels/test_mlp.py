@@ -1,6 +1,7 @@
 """The batched perceptrons: all back ends against `nn.Linear`, values and gradients, and their refusals."""
 
 import math
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_values_and_all_gradients_are_those_of_linear_modules(backend, activatio
     x = inputs(members, 9, sizes[0]).requires_grad_()
     expected, expected_gradients = linear_chains(x, weights, biases, activation)
     y = mlp(x, weights, biases, activation=activation, backend=backend)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    for actual, wanted in zip(torch.autograd.grad(probe(y), [x, *weights, *biases]), expected_gradients, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 20])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_blocks_of_rows_change_nothing(activation, rows, monkeypatch) -> None:
+    """Blocks of eight rows: none of them full, one, one and a rest, and no rows at all."""
+    monkeypatch.setattr(sys.modules["corollary.kernels.mlp"], "_BLOCK", 8 * max(MIXED[1:]))
+    weights, biases = parameters(2, MIXED)
+    x = inputs(2, rows, MIXED[0]).requires_grad_()
+    expected, expected_gradients = linear_chains(x, weights, biases, activation)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x, weights, biases, activation=activation, backend="onednn"), expected)
+    y = mlp(x, weights, biases, activation=activation, backend="onednn")
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     for actual, wanted in zip(torch.autograd.grad(probe(y), [x, *weights, *biases]), expected_gradients, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
