@@ -26,7 +26,7 @@ from . import checkpoint
 from .checkpoint import below
 from .config import Config, Preset, make_config
 from .errors import CheckpointError, ConfigError, suggest
-from .networks import Activation, Initialisation, LayerNorm, StackedMLP
+from .networks import Activation, Initialisation, Place, StackedMLP
 from .optimisers import SeedwiseAdam
 
 C = TypeVar("C", bound=Config)
@@ -313,7 +313,7 @@ class Agent(ABC, Generic[C]):
         init: Initialisation = "torch",
         output_init: Initialisation | None = None,
         output_gain: float = math.sqrt(2),
-        layer_norm: LayerNorm = "none",
+        layer_norm: Place = "none",
     ) -> StackedMLP:
         """Make a network ``n_in - hidden... - n_out`` for every seed, initialised from the stream named `purpose`."""
         return StackedMLP(

@@ -13,16 +13,15 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.mlp import Activation as Activation
-from ..kernels.mlp import Backend, mlp, mlp_vjp
+from ..kernels.mlp import Backend, LayerNorm, finish_hidden, mlp, mlp_vjp
+from ..kernels.mlp import Place as Place
 from ..kernels.streams import RandomStream
 from .distributions import DiagonalGaussian
 
 Initialisation = Literal["torch", "orthogonal", "xavier", "uniform", "torch_bias"]
-LayerNorm = Literal["none", "before", "after"]
 
 
 class _Layers(NamedTuple):
@@ -63,7 +62,7 @@ class StackedMLP(nn.Module):
         init: Initialisation = "torch",
         output_init: Initialisation | None = None,
         output_gain: float = math.sqrt(2),
-        layer_norm: LayerNorm = "none",
+        layer_norm: Place = "none",
         precision: Literal["float32", "bf16"] = "float32",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -129,22 +128,22 @@ class StackedMLP(nn.Module):
     def _evaluate(self, x: Tensor, layers: _Layers, masks: Sequence[Tensor] = (), backend: Backend = "auto") -> Tensor:
         """Map ``[E, B, n_in]`` to ``[E, B, n_out]`` with parameters ``[E, ...]``."""
         weights, biases, scales, shifts = layers
-        if not masks and not scales:
-            return self._mlp(x, weights, biases, backend)
-        activation = torch.relu if self.activation == "relu" else torch.tanh
+        norm = None if self.layer_norm == "none" else LayerNorm(scales, shifts, self.layer_norm)
+        if not masks:
+            return self._mlp(x, weights, biases, backend, norm)
         for index, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
-            x = self._mlp(x, [weight], [bias], backend)
-            if self.layer_norm == "before":
-                x = _normalised(x, scales[index], shifts[index])
-            x = activation(x)
-            if self.layer_norm == "after":
-                x = _normalised(x, scales[index], shifts[index])
-            if masks:
-                x = x * masks[index]
+            x = finish_hidden(self._mlp(x, [weight], [bias], backend), index, self.activation, norm) * masks[index]
         return self._mlp(x, weights[-1:], biases[-1:], backend)
 
-    def _mlp(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], backend: Backend) -> Tensor:
-        return mlp(x, weights, biases, activation=self.activation, backend=backend, precision=self.precision)
+    def _mlp(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        backend: Backend,
+        norm: LayerNorm | None = None,
+    ) -> Tensor:
+        return mlp(x, weights, biases, activation=self.activation, norm=norm, backend=backend, precision=self.precision)
 
     def plain(self, seed_index: int) -> nn.Sequential:
         """Return one seed's network as ordinary ``nn.Linear``, normalisation and activation modules (for export)."""
@@ -170,11 +169,6 @@ def _filled(module: nn.Linear | nn.LayerNorm, weight: Tensor, bias: Tensor) -> n
         module.weight.copy_(weight)
         module.bias.copy_(bias)
     return module
-
-
-def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm of ``[E, B, n]`` with scale and shift ``[E, n]`` of each network."""
-    return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:]), scale.unsqueeze(1))
 
 
 def initial_linear(

@@ -1,8 +1,9 @@
 """The batched perceptrons: all back ends against `nn.Linear`, values and gradients, and their refusals."""
 
 import math
+import re
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from corollary.kernels.mlp import mlp, mlp_vjp, numpy_mlp
+from corollary.kernels.mlp import LayerNorm, mlp, mlp_vjp, numpy_mlp
 
 # Layer widths on both sides of 32, where the kernel changes from narrow to wide products.
 NARROW, MIXED, WIDE = (3, 8, 1), (17, 64, 31, 33, 4), (40, 48, 64)
 BACKENDS = ("reference", "fused", "onednn")
 WITH_BF16 = ("reference", "onednn")
+PLACES = ("none", "before", "after")
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 Parameters = tuple[list[Tensor], list[Tensor]]
@@ -38,22 +40,49 @@ def inputs(members: int, batch: int, width: int, dtype: torch.dtype = torch.floa
     return torch.randn(members, batch, width, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
+def layer_norm(
+    members: int, sizes: tuple[int, ...], place: str, dtype: torch.dtype = torch.float32
+) -> LayerNorm | None:
+    """Scales near one and shifts near zero that require gradients; ``None`` for the place "none"."""
+    draw = torch.Generator().manual_seed(2)
+
+    def each() -> list[Tensor]:
+        return [torch.randn(members, width, generator=draw, dtype=dtype) / 3 for width in sizes[1:-1]]
+
+    if place == "none":
+        return None
+    scales = [(1 + scale).requires_grad_() for scale in each()]
+    return LayerNorm(scales, [shift.requires_grad_() for shift in each()], place)
+
+
+def all_of(weights: list[Tensor], biases: list[Tensor], norm: LayerNorm | None) -> list[Tensor]:
+    return [*weights, *biases, *((*norm.scales, *norm.shifts) if norm else ())]
+
+
 def linear_chains(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str = "relu"
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str = "relu", norm: LayerNorm | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """Outputs, and gradients of a fixed weighted sum of them, of ordinary PyTorch modules, one per member."""
     outputs, gradients = [], []
     for e in range(len(x)):
         layers: list[nn.Module] = []
-        for w, b in zip(weights, biases, strict=True):
-            linear = nn.Linear(w.shape[2], w.shape[1], dtype=w.dtype)
-            linear.load_state_dict({"weight": w[e], "bias": b[e]})
-            layers += [linear, ACTIVATIONS[activation]()]
-        chain = nn.Sequential(*layers[:-1])
+        linears, norms = [], []
+        for index, (w, b) in enumerate(zip(weights, biases, strict=True)):
+            linears.append(nn.Linear(w.shape[2], w.shape[1], dtype=w.dtype))
+            linears[-1].load_state_dict({"weight": w[e], "bias": b[e]})
+            layers.append(linears[-1])
+            if index == len(weights) - 1:
+                break
+            layers.append(ACTIVATIONS[activation]())
+            if norm:
+                norms.append(nn.LayerNorm(w.shape[1], dtype=w.dtype))
+                norms[-1].load_state_dict({"weight": norm.scales[index][e], "bias": norm.shifts[index][e]})
+                layers.insert(len(layers) - (norm.place == "before"), norms[-1])
         row = x[e].detach().requires_grad_()
-        y = chain(row)
+        y = nn.Sequential(*layers)(row)
         outputs.append(y.detach())
-        leaves = [row, *(layer.weight for layer in layers[::2]), *(layer.bias for layer in layers[::2])]
+        parts = [getattr(each, name) for kind in (linears, norms) for name in ("weight", "bias") for each in kind]
+        leaves = [row, *parts]
         gradients.append(torch.autograd.grad(probe(y), leaves))
     return torch.stack(outputs), [torch.stack(column) for column in zip(*gradients, strict=True)]
 
@@ -66,31 +95,36 @@ def probe(y: Tensor) -> Tensor:
 @pytest.mark.parametrize("members", [1, 2, 6])
 @pytest.mark.parametrize("sizes", [NARROW, MIXED, WIDE, (5, 3)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_values_and_all_gradients_are_those_of_linear_modules(backend, activation, sizes, members) -> None:
+@pytest.mark.parametrize(("backend", "place"), [("fused", "none"), *product(("reference", "onednn"), PLACES)])
+def test_values_and_all_gradients_are_those_of_modules(backend, place, activation, sizes, members) -> None:
     weights, biases = parameters(members, sizes)
+    norm = layer_norm(members, sizes, place)
     x = inputs(members, 9, sizes[0]).requires_grad_()
-    expected, expected_gradients = linear_chains(x, weights, biases, activation)
-    y = mlp(x, weights, biases, activation=activation, backend=backend)
+    expected, expected_gradients = linear_chains(x, weights, biases, activation, norm)
+    y = mlp(x, weights, biases, activation=activation, norm=norm, backend=backend)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-    for actual, wanted in zip(torch.autograd.grad(probe(y), [x, *weights, *biases]), expected_gradients, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(probe(y), [x, *all_of(weights, biases, norm)])
+    for actual, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 20])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_blocks_of_rows_change_nothing(activation, rows, monkeypatch) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_blocks_of_rows_change_nothing(place, activation, rows, monkeypatch) -> None:
     """Blocks of eight rows: none of them full, one, one and a rest, and no rows at all."""
     monkeypatch.setattr(sys.modules["corollary.kernels.mlp"], "_BLOCK", 8 * max(MIXED[1:]))
     weights, biases = parameters(2, MIXED)
+    norm = layer_norm(2, MIXED, place)
     x = inputs(2, rows, MIXED[0]).requires_grad_()
-    expected, expected_gradients = linear_chains(x, weights, biases, activation)
-    with torch.no_grad():
-        torch.testing.assert_close(mlp(x, weights, biases, activation=activation, backend="onednn"), expected)
-    y = mlp(x, weights, biases, activation=activation, backend="onednn")
+    expected, expected_gradients = linear_chains(x, weights, biases, activation, norm)
+    y = mlp(x, weights, biases, activation=activation, norm=norm, backend="onednn")
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
-    for actual, wanted in zip(torch.autograd.grad(probe(y), [x, *weights, *biases]), expected_gradients, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(mlp(x, weights, biases, activation=activation, norm=norm, backend="onednn"), y)
+    gradients = torch.autograd.grad(probe(y), [x, *all_of(weights, biases, norm)])
+    for actual, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -149,7 +183,7 @@ def test_one_input_expanded_to_all_members(backend) -> None:
     one = inputs(1, 9, MIXED[0]).requires_grad_()
     copies = one.detach().repeat(3, 1, 1).requires_grad_()
     y, y_copies = (mlp(x, weights, biases, backend=backend) for x in (one.expand(3, -1, -1), copies))
-    assert torch.equal(y, y_copies)
+    torch.testing.assert_close(y, y_copies, rtol=1e-6, atol=1e-6)
     (gradient,), (by_member,) = (
         torch.autograd.grad(probe(y), one),
         torch.autograd.grad(probe(y_copies), copies),
@@ -166,6 +200,32 @@ def test_memory_layout_of_the_input_does_not_matter(layout, backend) -> None:
     assert not other.is_contiguous()
     y, y_other = (mlp(rows, weights, biases, backend=backend) for rows in (x, other))
     torch.testing.assert_close(y_other, y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("trained", ["x", "scales", "first shift", "last bias", "second weight"])
+def test_only_the_asked_gradients_are_computed_through_normalised_layers(trained, place) -> None:
+    weights, biases = parameters(2, MIXED)
+    norm = layer_norm(2, MIXED, place)
+    x = inputs(2, 9, MIXED[0])
+    _, everything = linear_chains(x, weights, biases, norm=norm)
+    n = len(weights)
+    chosen = {
+        "x": [0],
+        "second weight": [2],
+        "last bias": [2 * n],
+        "scales": list(range(2 * n + 1, 3 * n)),
+        "first shift": [3 * n],
+    }[trained]
+    leaves = [x, *all_of(weights, biases, norm)]
+    for position, leaf in enumerate(leaves):
+        leaf.requires_grad_(position in chosen)
+    probe(mlp(x, weights, biases, norm=norm, backend="onednn")).backward()
+    for position, leaf in enumerate(leaves):
+        if position in chosen:
+            torch.testing.assert_close(leaf.grad, everything[position], rtol=1e-4, atol=1e-4)
+        else:
+            assert leaf.grad is None
 
 
 @pytest.mark.parametrize("backend", ["fused", "onednn"])
@@ -221,13 +281,13 @@ def test_a_member_is_the_same_bits_alone_and_among_others(backend) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_not_a_number_passes_through(backend, activation) -> None:
+@pytest.mark.parametrize(("backend", "place"), [("fused", "none"), *product(("reference", "onednn"), PLACES)])
+def test_not_a_number_passes_through(backend, place, activation) -> None:
     """A diverged layer must show in the output: a ReLU computed as max(0, x) could turn nan into 0."""
     weights, biases = parameters(1, WIDE)
     x = inputs(1, 3, WIDE[0])
     x[0, 1, 0] = torch.nan
-    y = mlp(x, weights, biases, activation=activation, backend=backend)
+    y = mlp(x, weights, biases, activation=activation, norm=layer_norm(1, WIDE, place), backend=backend)
     assert y[0, 1].isnan().all()
     assert y[0, [0, 2]].isfinite().all()
 
@@ -268,17 +328,20 @@ def test_bf16_leaves_narrow_products_alone(backend) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("backend", ["reference", "fused"])
-def test_gradients_are_those_of_finite_differences(backend, activation) -> None:
+@pytest.mark.parametrize(("backend", "place"), [("fused", "none"), *product(["reference"], PLACES)])
+def test_gradients_are_those_of_finite_differences(backend, place, activation) -> None:
     weights, biases = parameters(2, (3, 5, 4, 2), torch.float64)
+    norm = layer_norm(2, (3, 5, 4, 2), place, torch.float64)
     x = inputs(2, 4, 3, torch.float64).requires_grad_()
 
     def function(x: Tensor, *rest: Tensor) -> Tensor:
-        return mlp(x, rest[:3], rest[3:], activation=activation, backend=backend)
+        own = LayerNorm(rest[6:8], rest[8:], place) if norm else None
+        return mlp(x, rest[:3], rest[3:6], activation=activation, norm=own, backend=backend)
 
-    assert torch.autograd.gradcheck(function, [x, *weights, *biases])
+    leaves = [x, *all_of(weights, biases, norm)]
+    assert torch.autograd.gradcheck(function, leaves)
     if backend == "reference":
-        assert torch.autograd.gradgradcheck(function, [x, *weights, *biases])
+        assert torch.autograd.gradgradcheck(function, leaves)
 
 
 @pytest.mark.parametrize("backend", ["fused", "onednn"])
@@ -365,6 +428,13 @@ def test_the_automatic_choice(sizes, rows, dtype, precision, node) -> None:
     assert y.grad_fn.name().startswith(node)
 
 
+@pytest.mark.parametrize(("dtype", "node"), [(torch.float32, "_OneDNN"), (torch.float64, "Add|Baddbmm")])
+def test_the_automatic_choice_with_a_normalisation(dtype, node) -> None:
+    weights, biases = parameters(1, NARROW, dtype)
+    y = mlp(inputs(1, 9, NARROW[0], dtype), weights, biases, norm=layer_norm(1, NARROW, "after", dtype))
+    assert re.match(node, y.grad_fn.name())
+
+
 def test_compiled_functions_take_the_reference() -> None:
     weights, biases = parameters(2, WIDE)
     x = inputs(2, 9, WIDE[0])
@@ -406,6 +476,22 @@ def test_forced_onednn_names_what_it_needs() -> None:
         (lambda x, w, b: mlp(x, w, b, activation="gelu"), "mlp activation must be 'relu' or 'tanh', not 'gelu'"),
         (lambda x, w, b: numpy_mlp(x, w, b, "gelu"), "numpy_mlp activation must be 'relu' or 'tanh', not 'gelu'"),
         (lambda x, w, b: mlp(x, w, b, precision="fp8"), "precision must be 'float32' or 'bf16', not 'fp8'"),
+        (
+            lambda x, w, b: mlp(x, w, b, norm=layer_norm(2, WIDE, "before"), backend="fused"),
+            "'fused' takes no norm: pass 'auto', 'reference' or 'onednn'",
+        ),
+        (
+            lambda x, w, b: mlp(x, w, b, norm=layer_norm(2, WIDE, "between")),
+            "norm.place must be 'before' or 'after', not 'between'",
+        ),
+        (
+            lambda x, w, b: mlp(x, w, b, norm=layer_norm(2, (40, 47, 64), "after")),
+            r"norm.scales needs \[\(2, 48\)\]; got \[\(2, 47\)\]",
+        ),
+        (
+            lambda x, w, b: mlp(x, w, b, norm=layer_norm(2, WIDE, "after")._replace(shifts=[])),
+            r"norm.shifts needs \[\(2, 48\)\]; got \[\]",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, message) -> None:
