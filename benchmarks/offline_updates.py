@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--prdc-rows", type=int, default=1_000_000)
-    parser.add_argument("--prdc-steps", type=int, default=10_000)
+    parser.add_argument("--prdc-steps", type=int, default=30_000)
     parser.add_argument("--only", default="", help="only these algorithms, separated by commas")
     parser.add_argument("--skip", default="", help="'updates' or 'prdc' to leave that part out")
     parser.add_argument("--child", nargs=argparse.REMAINDER)
