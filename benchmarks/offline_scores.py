@@ -78,9 +78,10 @@ def write_table(out: Path) -> None:
         "evaluations. *Last* is the score at the end, *best* the best evaluation of each run (an optimistic number, "
         "listed beside it and never instead). Scores are normalised with the reference returns inside these files: "
         "they compare these runs with each other and not with published D4RL tables, whose data, physics and row "
-        "counts differ. Settings are the defaults, for PRDC, ReBRAC and A2PR those that the authors published for the "
-        "environment, and nothing was tuned: PRDC's for HalfCheetah (alpha = 40) were published for other sets "
-        f"than expert data.\n\n{format_table(summarise(runs), style='markdown')}\n\nVersions: {versions}.\n"
+        "counts differ. Settings are the defaults, for PRDC and ReBRAC those that the authors published for the "
+        "environment or the D4RL set of that name, and nothing was tuned: PRDC's for HalfCheetah (alpha = 40) were "
+        "published for other sets than expert data.\n\n"
+        f"{format_table(summarise(runs), style='markdown')}\n\nVersions: {versions}.\n"
     )
     (out / "table.md").write_text(text)
 
