@@ -155,7 +155,7 @@ class BlockScan:
         nearest(
             key,
             keys.state.shape[1],
-            self._beta,
+            self._beta**2,
             point.astype(np.float32),
             slack,
             bound,

@@ -27,7 +27,7 @@ _compiled: Any = numba.njit(nogil=True)  # without any licence to reorder: the b
 def nearest(
     key: Floats64,
     d_s: int,
-    beta: float,
+    weight: float,
     point: Floats32,
     slack: Floats64,
     bound: Floats64,
@@ -46,7 +46,7 @@ def nearest(
     Args:
         key: ``[B, d_s + d_a]``, states and actions.
         d_s: how many of these entries are the state's.
-        beta: weight of the state distance.
+        weight: beta^2, as Python computes it: compiled code may round the square otherwise.
         point: ``[B, d]``, the keys in the coordinates of the boxes.
         slack: ``[B]``, how much farther than it is a box may seem.
         bound: ``[B]``, D^2 of some row, or inf.
@@ -75,7 +75,7 @@ def nearest(
             k = r * n_blocks + gap[:n_blocks].argmin()
             _gaps(cells[0][k], cells[1][k], point[b], gap)
             c = k * n_cells + gap[:n_cells].argmin()
-            best, best_row = _visit(rows[c], index[c], key[b], d_s, beta, distance, best, best_row)
+            best, best_row = _visit(rows[c], index[c], key[b], d_s, weight, distance, best, best_row)
             reach = min(reach, np.sqrt(best) + slack[b])
         found = 0
         for r in range(n_runs):
@@ -96,7 +96,7 @@ def nearest(
                 for j in range(n_cells):
                     if gap[j] <= reach:
                         c = k * n_cells + j
-                        best, best_row = _visit(rows[c], index[c], key[b], d_s, beta, distance, best, best_row)
+                        best, best_row = _visit(rows[c], index[c], key[b], d_s, weight, distance, best, best_row)
                         reach = min(reach, np.sqrt(best) + slack[b])
         row[b], squared[b] = best_row, best
 
@@ -120,7 +120,7 @@ def _visit(
     index: NDArray[np.int32],
     key: Floats64,
     d_s: int,
-    beta: float,
+    weight: float,
     distance: Floats64,
     best: float,
     best_row: int,
@@ -133,7 +133,6 @@ def _visit(
             for i in range(n):
                 difference = key[c] - rows[c, i]
                 distance[part, i] += difference * difference
-    weight = beta**2
     for i in range(n):
         squared = weight * distance[0, i] + distance[1, i]
         if squared < best or (squared == best and index[i] < best_row):

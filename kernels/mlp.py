@@ -469,7 +469,7 @@ def _hidden_normalised(shape: _Shape, z: Tensor, scale: Tensor, shift: Tensor) -
 def _blocks(n_rows: int, weights: Sequence[Tensor]) -> list[slice]:
     """Split a batch so that the widest layer's output for one block has at most :data:`_BLOCK` numbers."""
     size = max(1, _BLOCK // max(w.shape[1] for w in weights))
-    return [slice(start, min(start + size, n_rows)) for start in range(0, max(1, n_rows), size)]
+    return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
 def _forward_blocks(
@@ -508,6 +508,8 @@ class _OneDNN(torch.autograd.Function):
         found = [torch.empty_like(p) if n else None for p, n in zip(parameters, need, strict=True)]
         grad_w, grad_b, grad_scale, grad_shift = shape.parts(found)
         grad_x = torch.empty(x.shape, dtype=x.dtype) if need_x else None
+        if x.shape[1] == 0:  # oneDNN refuses products over no rows
+            return (None, grad_x, *(None if each is None else each.zero_() for each in found))
         wanted = zip_longest(*shape.parts(need), fillvalue=False)
         first = next((layer for layer, any_of in enumerate(wanted) if any(any_of)), shape.n_layers)
         for e, rows in product(range(x.shape[0]), _blocks(x.shape[1], weights)):

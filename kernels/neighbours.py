@@ -167,7 +167,9 @@ class NeighbourIndex:
             answer = _neighbours_reference.kth_nearest(self._states, self._actions, state, action, self.beta, k)
         else:
             answer = self._search.kth_nearest(state, action, k)
-        return answer[0], answer[1].sqrt()
+        if answer[1].is_cuda:
+            return answer[0], answer[1].sqrt()
+        return answer[0], torch.from_numpy(np.sqrt(answer[1].numpy()))  # PyTorch's root may differ in its last bit
 
     def _check_keys(self, action: Tensor, row: Tensor | None, state: Tensor | None, k: int) -> None:
         n_rows, d_s = self._states.shape

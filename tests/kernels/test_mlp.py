@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from corollary.kernels.mlp import LayerNorm, mlp, mlp_vjp, numpy_mlp
 
 # Layer widths on both sides of 32, where the kernel changes from narrow to wide products.
-NARROW, MIXED, WIDE = (3, 8, 1), (17, 64, 31, 33, 4), (40, 48, 64)
+NARROW, MIXED, WIDE = (3, 8, 1), (17, 64, 48, 31, 33, 4), (40, 48, 64)
 BACKENDS = ("reference", "fused", "onednn")
 WITH_BF16 = ("reference", "onednn")
 PLACES = ("none", "before", "after")

@@ -142,6 +142,16 @@ def test_fast_back_ends_equal_the_reference_bit_for_bit(make, k: int, noise: flo
         assert_same(index.query(action, state=away, k=k), reference.query(action, state=away, k=k))
 
 
+@pytest.mark.usefixtures("tiny_blocks")
+@pytest.mark.parametrize("beta", [1.0, 44.077533705263484])  # the second one's square is not the product of the two
+def test_the_bits_of_double_rows_and_of_an_awkward_beta_agree_too(beta: float) -> None:
+    states, actions = (part.double() for part in walk(3000))
+    row, action = keys_of(actions, 500, 0.2)
+    reference = made(states, actions, beta=beta, backend="reference").query(action, row=row)
+    for backend in FAST:
+        assert_same(made(states, actions, beta=beta, backend=backend).query(action, row=row), reference)
+
+
 def test_keys_of_the_default_block_sizes() -> None:
     """As above with the sizes that are shipped, more keys than one pass, and both paths taken."""
     states, actions = walk(20_000, 6, 3)
