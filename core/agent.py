@@ -233,13 +233,17 @@ class Agent(ABC, Generic[C]):
                 named).
         """
         loaded = type(self).load(path, device=self.device)
+        self.require_same_run(loaded, path)
+        self.__dict__.update(loaded.__dict__)
+
+    def require_same_run(self, loaded: Self, path: str | Path) -> None:
+        """Raise a :class:`CheckpointError` if the agent `loaded` from `path` is of a run with other settings."""
         ours, theirs = self._settings(), loaded._settings()
         for name, value in ours.items():
             if value != theirs[name]:
                 raise CheckpointError(
                     f"{path} belongs to another run: its {name} is {theirs[name]!r}, here it is {value!r}."
                 )
-        self.__dict__.update(loaded.__dict__)
 
     def _settings(self) -> dict[str, Any]:
         return {"seeds": self.seeds, "precision": self.precision, **dataclasses.asdict(self.config)}
@@ -281,6 +285,8 @@ class Agent(ABC, Generic[C]):
             _load_optimizer_tensors(optimizer, below(f"optimizer/{name}/", tensors))
         agent.load_extra_tensors(below("extra/", tensors))
         agent.step = config["step"]
+        if not _is_whole(agent.step) or agent.step < 0:
+            raise ValueError(f"its step is {agent.step!r}")
         return agent
 
     def _per_seed_names(self) -> set[str]:
@@ -412,7 +418,7 @@ def _seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
     chosen: tuple[int, ...] = ()
     if _is_whole(seeds):
         chosen = tuple(range(operator.index(seeds)))  # type: ignore[arg-type]
-    elif isinstance(seeds, Sequence | np.ndarray) and all(map(_is_whole, seeds)):
+    elif isinstance(seeds, Sequence | np.ndarray) and np.ndim(seeds) == 1 and all(map(_is_whole, seeds)):
         chosen = tuple(map(operator.index, seeds))
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise ConfigError(f"seeds must be a positive number or a list of different seeds >= 0; got {seeds!r}.")

@@ -705,10 +705,15 @@ class _Spaces(NamedTuple):
     action: gymnasium.Space[Any]
 
 
-def _common_spaces(envs: Sequence[SingleEnv | BatchEnv]) -> _Spaces:
-    """Return the spaces of one environment after a check that all have the same, and that each is one of its own."""
+def require_distinct(envs: Sequence[SingleEnv | BatchEnv]) -> None:
+    """Raise a :class:`ConfigError` if one of the environments is another one of them."""
     if len({id(env) for env in envs}) < len(envs):
         raise ConfigError("The function returned the same environment twice: it must make a new one in every call.")
+
+
+def _common_spaces(envs: Sequence[SingleEnv | BatchEnv]) -> _Spaces:
+    """Return the spaces of one environment after a check that all have the same, and that each is one of its own."""
+    require_distinct(envs)
     every = [
         _Spaces(env.single_observation_space, env.single_action_space)
         if isinstance(env, VectorEnv)
@@ -756,6 +761,8 @@ def make_single(source: object) -> SingleEnv:
     """Return what :func:`make_environment` makes, which must be one environment and not a vector of them."""
     made = make_environment(source)
     if isinstance(made, VectorEnv):  # asked first, as EnvPool's are gymnasium.Env too
+        if made is not source:
+            made.close()
         raise EnvironmentMismatchError(
             f"{environment_name(made)} is vectorised, but environments are stepped one by one here: pass a single one, "
             "its id, or a function that makes one."
@@ -773,6 +780,17 @@ def environment_id(source: object, env: SingleEnv | BatchEnv) -> str | None:
     module, colon, _ = source.rpartition(":") if isinstance(source, str) else ("", "", "")
     registered = _registered(env)
     return None if registered is None else f"{module}{colon}{registered}"
+
+
+def has_time_limit(env: SingleEnv) -> bool:
+    """Whether the environment's registration or one of gymnasium's wrappers ends its episodes after some steps."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return True
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return True
+        env = env.env
+    return False
 
 
 def _registered(env: SingleEnv | BatchEnv) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..kernels.streams import RandomStream
-from .environments import environment_id, environment_name, make_single, raised
+from .environments import environment_id, environment_name, has_time_limit, make_single, raised, require_distinct
 from .errors import CorollaryError
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def evaluate(
     Raises:
         EnvironmentMismatchError: if the environment cannot be made, or its spaces differ from those the agent was
             trained for.
+        ConfigError: if a function returns the same environment twice.
         CorollaryError: if `episodes` or `parallel` is not positive, or the environment raises, gives an observation or
             a reward that is not finite, or without a time limit lets an episode go on for 100 000 steps.
     """
@@ -99,7 +100,9 @@ def evaluate(
         agent.check_environment(pool[0])
         env_id = environment_id(env, pool[0]) or environment_name(pool[0])
         if not isinstance(env, gymnasium.Env):
-            pool += [make_single(env) for _ in range(min(parallel, len(jobs)) - 1)]
+            while len(pool) < min(parallel, len(jobs)):
+                pool.append(make_single(env))
+            require_distinct(pool)
         _play(agent, pool, jobs, first_seed, deterministic, returns, lengths)
     finally:
         if not isinstance(env, gymnasium.Env):
@@ -137,8 +140,7 @@ def _play(
     waiting = list(reversed(jobs))
     stream = None if deterministic else RandomStream(agent.seeds, "evaluation", device=agent.device)
     rounds = itertools.count()
-    name, spec = environment_name(pool[0]), pool[0].spec
-    is_limited = spec is not None and spec.max_episode_steps is not None
+    name, is_limited = environment_name(pool[0]), has_time_limit(pool[0])
     playing: list[tuple[gymnasium.Env[Any, Any], int, int]] = []
     observations: list[Any] = []
 

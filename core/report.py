@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -31,9 +31,6 @@ from .statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-
-if TYPE_CHECKING:
-    pass
 
 ScoresByLabel: TypeAlias = Mapping[str, Mapping[str, FloatArray]]
 TableStyle: TypeAlias = Literal["rich", "markdown", "text"]
@@ -433,7 +430,7 @@ def _figure_sections(
     styles = algorithm_styles(group.label for group in groups)
     curves = figure_element(
         learning_curves(runs, styles=styles),
-        "Learning curves: score over gradient steps for each algorithm and dataset.",
+        "Learning curves: score over steps for each algorithm and task.",
         "Line: IQM over training runs. Band: 95 % bootstrap interval at each step. Thin lines: single training runs.",
     )
     sections = [element("h2", "Learning curves"), curves]
@@ -489,8 +486,8 @@ def _method_section(runs: Sequence[Run]) -> Html:
         f"mean. Intervals are percentile bootstrap intervals of nominally 95 % from {N_RESAMPLES:,} "
         "resamples of the runs within each dataset. All follow Agarwal et al., Deep Reinforcement Learning "
         "at the Edge of the Statistical Precipice, 2021.",
-        "Updates/s are gradient steps per second of one run directory, all of whose seeds advance "
-        "together, without the time of evaluations.",
+        "Steps/s are gradient steps offline and environment steps online, per second of one run directory, all of "
+        "whose seeds advance together, without the time of evaluations.",
     ]
     return join(element("h2", "How the scores were computed"), *(element("p", text) for text in texts))
 

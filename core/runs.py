@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -46,6 +46,13 @@ Card: TypeAlias = Mapping[str, Any]
 
 CARD, METRICS, EVALUATIONS, EPISODES = "run.json", "metrics.jsonl", "evaluations.jsonl", "episodes.jsonl"
 _REQUIRED = ("algorithm", "config", "seeds")
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "algorithm": str,
+    "config": dict,
+    "seeds": list,
+    "dataset": (dict, NoneType),
+    "versions": (dict, NoneType),
+}
 # A resumed run must be the same run: these parts of the card may not differ from those on disk.
 _IDENTITY = ("algorithm", "config", "seeds", "precision", "dataset.fingerprint", "env_id")
 
@@ -88,7 +95,8 @@ class RunWriter:
         card: What `run.json` says; JSON data with at least ``algorithm``, ``config`` and ``seeds``.
         resume_step: None starts a new run. A step continues the run in `run_dir` from its state at that step:
             lines beyond it, and an unfinished last line, are removed, so that the continued files equal those
-            of a run that never stopped, and seconds are counted on. The card on disk is kept, but for
+            of a run that never stopped (but for a metrics line that an interruption wrote in the middle of its
+            interval, which is then two), and seconds are counted on. The card on disk is kept, but for
             ``n_steps``; when and with which versions the run was resumed is added to its list ``resumed``.
 
     Raises:
@@ -476,6 +484,9 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise DataError(f"{file} is damaged ({error}): restore it, or train the run anew.") from error
     if not isinstance(card, dict) or missing:
         raise DataError(f"{file} is no run card: it lacks {', '.join(missing) or 'its entries'}.")
+    for key, kinds in _KINDS.items():
+        if not isinstance(card.get(key), kinds) or card.get(key) == []:
+            raise DataError(f"{file} is damaged (its {key} is {card[key]!r}): restore it, or train the run anew.")
     return card
 
 

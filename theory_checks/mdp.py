@@ -117,17 +117,21 @@ class TabularMDP:
             ModelError: if the environment has no such table, or one of another form (state and action are named).
         """
         made = make_single(env)
-        table = getattr(made.unwrapped, "P", None)
-        if table is None:
-            raise ModelError(f"{made} has no transition table P: only environments such as FrozenLake-v1 have one.")
-        p, r = _read_table(table, str(made))
-        n = len(p) - 1
-        first = np.zeros(n + 1)
-        law = np.asarray(getattr(made.unwrapped, "initial_state_distrib", np.full(n, 1 / n)))
-        if law.shape != (n,):
-            raise ModelError(f"{made}: initial_state_distrib has shape {list(law.shape)}, but P has {n} states.")
-        first[:n] = law
-        return cls.from_arrays(p, r, discount, first, name=name or environment_name(made))
+        try:
+            table = getattr(made.unwrapped, "P", None)
+            if table is None:
+                raise ModelError(f"{made} has no transition table P: only environments such as FrozenLake-v1 have one.")
+            p, r = _read_table(table, str(made))
+            n = len(p) - 1
+            first = np.zeros(n + 1)
+            law = np.asarray(getattr(made.unwrapped, "initial_state_distrib", np.full(n, 1 / n)))
+            if law.shape != (n,):
+                raise ModelError(f"{made}: initial_state_distrib has shape {list(law.shape)}, but P has {n} states.")
+            first[:n] = law
+            return cls.from_arrays(p, r, discount, first, name=name or environment_name(made))
+        finally:
+            if made is not env:
+                made.close()
 
     def __post_init__(self) -> None:
         """Check every invariant."""
@@ -152,16 +156,18 @@ class TabularMDP:
 
     def _check_rows(self, what: str, rows: Tensor) -> None:
         total = rows.sum(-1)
+        missed = (total - 1).abs() > ROW_TOLERANCE
         for wrong, text in (
             (~rows.isfinite().all(-1), "is not finite"),
             ((rows < 0).any(-1), "has a negative probability"),
-            ((total - 1).abs() > ROW_TOLERANCE, "does not sum to 1"),
+            (missed, "does not sum to 1"),
         ):
             if bool(wrong.any()):
                 index = tuple(int(i) for i in wrong.nonzero()[0])
+                remedy = _remedy(float(total[index] - 1)) if wrong is missed else ""
                 raise ModelError(
                     f"{self._first(wrong)}: {what} {text}; the row's least entry is {float(rows[index].min()):.6g}, "
-                    f"its sum misses 1 by {float(total[index] - 1):.3g}{_remedy(float(total[index] - 1))}."
+                    f"its sum misses 1 by {float(total[index] - 1):.3g}{remedy}."
                 )
 
     def _first(self, wrong: Tensor) -> str:

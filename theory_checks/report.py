@@ -246,6 +246,8 @@ def _draw_bound(axes: "Axes", result: Result) -> str:
     """Measured against bound, one mark for each problem, and the line where the two are equal."""
     styles = {"random": ("o", "#0072b2"), "extremal": ("D", "#d55e00"), "adversary": ("*", "#009e73")}
     shown = [(p.bound, p.measured, p.origin) for p in result.points if math.isfinite(p.bound + p.measured)]
+    if not shown:
+        return "No problem has finite numbers on both sides, so there is nothing to draw."
     values = np.array([[bound, measured] for bound, measured, _ in shown])
     positive = values[:, 0][values[:, 0] > 0]
     logarithmic = result.check.kind in ("inequality", "mean") and positive.size > 0 and values[:, 0].min() >= 0

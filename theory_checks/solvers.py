@@ -40,7 +40,8 @@ class Solution:
     Attributes:
         value: V, ``[B, S]``.
         q: ``r + gamma P V``, ``[B, S, A]``.
-        action: a greedy action of q, ``[B, S]``; among equals the first.
+        action: a greedy action of q, ``[B, S]``: among equals the first, but policy iteration keeps an action that no
+            other one beats.
         iterations: of each instance, ``[B]``.
         converged: ``[B]``, whether the stopping rule was met.
         bound: ``[B]``, a certified bound on ``max_s |V - V*|`` up to rounding.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from corollary.core import evaluation
 from corollary.core.dataset import Dataset, DatasetInfo
-from corollary.core.errors import CorollaryError, EnvironmentMismatchError
+from corollary.core.errors import ConfigError, CorollaryError, EnvironmentMismatchError
 from corollary.core.evaluation import FIRST_EPISODE_SEED, evaluate
 from corollary.offline import BC, IQL
 
@@ -224,6 +224,36 @@ def test_an_episode_that_never_ends_is_an_error_and_a_time_limit_the_remedy(agen
     finally:
         del gymnasium.registry["Endless-v0"]
     assert (limited.lengths_SE == 30).all()
+    # The same remedy where there is no registration that could state the limit.
+    wrapped = evaluate(agent, lambda: gymnasium.wrappers.TimeLimit(Endless(), 30), 1)
+    assert np.array_equal(wrapped.returns_SE, limited.returns_SE)
+
+
+def test_a_function_that_returns_one_environment_again_and_again_is_refused(agent) -> None:
+    log: list[str | int] = []
+    one = Uneven(log)
+    with pytest.raises(ConfigError, match="returned the same environment twice"):
+        evaluate(agent, lambda: one, 2)
+    assert "closed" in log
+    assert evaluate(agent, one, 2).lengths_SE.min() >= 1  # given itself it plays one episode after the other
+
+
+def test_what_was_made_is_closed_when_the_making_fails(agent) -> None:
+    logs: list[list[str | int]] = []
+
+    def make() -> Uneven:
+        if len(logs) == 3:
+            raise OSError("no more licences")
+        logs.append([])
+        return Uneven(logs[-1])
+
+    with pytest.raises(OSError, match="no more licences"):
+        evaluate(agent, make, 4)
+    assert [log[-1] for log in logs] == ["closed"] * 3
+    parts = [Uneven() for _ in range(2)]
+    with pytest.raises(EnvironmentMismatchError, match="vectorised"):
+        evaluate(agent, lambda: gymnasium.vector.SyncVectorEnv([lambda part=part: part for part in parts]), 1)
+    assert all(part.log == ["closed"] for part in parts)
 
 
 class Changed(Uneven):

@@ -252,7 +252,16 @@ def test_a_folder_without_card_is_no_run(tmp_path: Path) -> None:
         Run.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"algorithm": "x"}', "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "3", '{"algorithm": "x"}', "\udcff"),
+        '{"algorithm": "x", "config": {}, "seeds": 3}',
+        '{"algorithm": "x", "config": {}, "seeds": []}',
+        '{"algorithm": "x", "config": [], "seeds": [0]}',
+        '{"algorithm": "x", "config": {}, "seeds": [0], "dataset": "hopper"}',
+    ],
+)
 def test_a_damaged_card_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=r"run\.json is (damaged|no run card)"):

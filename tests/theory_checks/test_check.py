@@ -489,13 +489,14 @@ def test_reports_of_every_verdict_are_written(tmp_path) -> None:
     results = [
         run_check(made()),
         run_check(made(measure=lambda case: 2 * case.x)),
+        run_check(made(measure=lambda case: math.nan * case.x)),  # nothing that could be drawn
         run_check(made(measure=lambda case: case.nothing)),
         run_check(made(mutants=(Mutant("nothing wrong", bound=lambda case: case.x),))),
         rate(0.5, 0.5),
     ]
-    assert summary_line(results).startswith("5 checks: 1 PASS, 1 CONSISTENT, 1 FAIL, 1 VACUOUS, 1 ERROR;")
+    assert summary_line(results).startswith("6 checks: 1 PASS, 1 CONSISTENT, 2 FAIL, 1 VACUOUS, 1 ERROR;")
     page = write_html(results, tmp_path / "all.html").read_text()
-    for word in ("PASS", "CONSISTENT", "FAIL", "VACUOUS", "ERROR", "slope only"):
+    for word in ("PASS", "CONSISTENT", "FAIL", "VACUOUS", "ERROR", "slope only", "nothing to draw"):
         assert word in page
     json.loads(write_json(results, tmp_path / "all.json").read_text())
 

@@ -67,6 +67,13 @@ def test_what_is_no_probability(row, said) -> None:
         TabularMDP.from_arrays(p, torch.zeros(3, 2), 0.9)
 
 
+def test_only_a_wrong_sum_is_put_down_to_rounding() -> None:
+    p = rows()
+    p[0, 0, 1] = torch.tensor([-0.1, 0.6, 0.5 + 1e-7], dtype=torch.float64)
+    with pytest.raises(ModelError, match=r"negative probability; .* its sum misses 1 by 1e-07\.$"):
+        TabularMDP.from_arrays(p, torch.zeros(3, 2), 0.9)
+
+
 @pytest.mark.parametrize("discount", [-0.1, 1.0, 1.5, float("nan")])
 def test_discounts_outside_their_range(discount) -> None:
     with pytest.raises(ModelError, match=r"the discount must be in \[0, 1\)"):
