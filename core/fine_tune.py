@@ -16,7 +16,7 @@ from torch import Tensor
 from .agent import Metrics
 from .checkpoint import below
 from .environments import Environments, EnvSource, make_environments
-from .errors import ConfigError, EnvironmentMismatchError
+from .errors import ConfigError, CorollaryError, EnvironmentMismatchError
 from .recent import RecentReturns
 from .replay import Replay
 from .rollout import Collector
@@ -99,23 +99,25 @@ class Experience:
             raise ConfigError("This agent has no environment: call learn(env, n_steps).")
         return self._environments
 
-    def enter(self, source: EnvSource) -> None:
-        """Live in `source` from now on.
+    def enter(self, source: EnvSource, settings: FineTuning) -> None:
+        """Live in `source` with `settings` from now on; nothing changes where that is refused.
 
         Raises:
+            ConfigError: as :meth:`change` does.
             EnvironmentMismatchError: if its spaces are others than the dataset's.
         """
-        self.leave()
-        made = make_environments(source, self.agent.seeds, self.settings.n_envs)
+        made = make_environments(source, self.agent.seeds, settings.n_envs)
         try:
             self.agent.check_spaces(made.name, made.observation_space, made.action_space)
-            if made.n_envs != self.settings.n_envs:
+            if made.n_envs != settings.n_envs:
                 raise EnvironmentMismatchError(
                     f"{made.name} is a vector of {made.n_envs} environments: pass n_envs={made.n_envs}."
                 )
-        except EnvironmentMismatchError:
+            self.change(settings)
+        except CorollaryError:
             made.close()
             raise
+        self.leave()
         self._environments = made
 
     def change(self, settings: FineTuning) -> None:

@@ -96,14 +96,7 @@ def _card(agent: OfflineAgent[Any], dataset: Dataset, n_steps: int) -> dict[str,
     return {
         "n_steps": n_steps,
         "env_id": dataset.info.env_id,
-        "dataset": {
-            "name": dataset.info.name,
-            "fingerprint": dataset.fingerprint,
-            "rows": len(dataset),
-            "env_id": dataset.info.env_id,
-            "ref_min_score": dataset.info.ref_min_score,
-            "ref_max_score": dataset.info.ref_max_score,
-        },
+        "dataset": agent.dataset_card,
         "transforms": {"reward": state["reward_transform"], "state": state["state_transform"]},
         "effective_sample_size": agent.sampler.effective_sample_size,
     }

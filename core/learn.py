@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CheckpointError
 from .evaluation import EnvSource, check_environment
 from .loop import CHECKPOINT, Callback, Loop, check_counts, interruption, open_run, restore
 from .offline_agent import OfflineAgent
@@ -60,17 +59,13 @@ def learn(
         CorollaryError: if an environment raises or gives a number that is not finite; the last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
     """
-    check_counts(
-        n_steps=n_steps, log_every=log_every, eval_every=eval_every, save_every=save_every, eval_episodes=eval_episodes
-    )
+    check_arguments(agent, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)
     if resume:
         restore(agent, run_dir)
-        if isinstance(agent, OfflineAgent) and not agent.online_phase:
-            raise CheckpointError(f"{run_dir} holds a run of fit, which learn cannot resume: choose another run_dir.")
-    if eval_env is not None:
-        check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
     started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)
     card: dict[str, Any] = {"n_steps": target, "env_id": agent.environments.env_id}
+    if isinstance(agent, OfflineAgent) and agent.dataset_card is not None:
+        card["dataset"] = agent.dataset_card
     if command is not None:
         card["command"] = dict(command)
     writer = open_run(agent, run_dir, resume, card)
@@ -108,6 +103,23 @@ def learn(
                 agent.save(Path(run_dir) / CHECKPOINT)
             if stopping:
                 raise KeyboardInterrupt
+
+
+def check_arguments(
+    agent: OnlineAgent[Any] | OfflineAgent[Any],
+    n_steps: int,
+    eval_env: EnvSource | None,
+    eval_every: int | None,
+    eval_episodes: int,
+    log_every: int,
+    save_every: int | None,
+) -> None:
+    """Raise what :func:`learn` raises about these arguments, and change nothing."""
+    check_counts(
+        n_steps=n_steps, log_every=log_every, eval_every=eval_every, save_every=save_every, eval_episodes=eval_episodes
+    )
+    if eval_env is not None:
+        check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
 
 
 def _log(loop: Loop, returns: list[list[float]], lengths: list[list[float]]) -> None:

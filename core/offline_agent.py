@@ -18,7 +18,7 @@ from .checkpoint import below
 from .config import OfflineConfig
 from .dataset import Batch, Dataset, Transitions
 from .environments import environment_name, is_same_environment
-from .errors import ConfigError, CorollaryError, DataError, EnvironmentMismatchError
+from .errors import CheckpointError, ConfigError, CorollaryError, DataError, EnvironmentMismatchError
 from .networks import ActionBox
 from .sampling import RowSampler, row_probabilities
 from .transforms import RewardTransform, StateTransform, reward_transform, state_transform
@@ -94,6 +94,7 @@ class OfflineAgent(Agent[C]):
         self.online_phase = False  # whether the latest updates were made while learning from an environment
         self.experience: Experience | None = None
         self.data: Transitions | None = None
+        self.dataset_card: dict[str, Any] | None = None  # what a run's card says of the dataset behind `data`
         self._problem: OfflineProblem | None = None
         self._state_transform: StateTransform | None = None
         self._reward_transform: RewardTransform | None = None
@@ -199,10 +200,11 @@ class OfflineAgent(Agent[C]):
             EnvironmentMismatchError: if the environment's spaces are others than the dataset's.
         """
         from .fine_tune import Experience, FineTuning
-        from .learn import learn
+        from .learn import check_arguments, learn
 
         settings = FineTuning(offline_share, gradient_steps, n_envs, buffer_size, learning_starts, exploration_noise)
         _ = self.problem
+        check_arguments(self, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)
         if dataset is not None:
             self.prepare(dataset)
         if self.data is None and (offline_share != 0 or self.needs_data):
@@ -211,8 +213,7 @@ class OfflineAgent(Agent[C]):
                 + ("." if self.needs_data else ", or offline_share=0 to learn from the environment alone.")
             )
         lived = self.experience or Experience(self, settings)
-        lived.change(settings)
-        lived.enter(env)
+        lived.enter(env, settings)
         self.experience, self.online_phase = lived, True
         learn(
             self,
@@ -289,6 +290,12 @@ class OfflineAgent(Agent[C]):
                 f"This agent was built for {self.problem.observation_dim} observation and {self.problem.action_dim} "
                 f"action dimensions; {dataset.info.name} has {dataset.observation_dim} and {dataset.action_dim}."
             )
+        elif not self._has_bounds(dataset.action_low, dataset.action_high):
+            raise DataError(
+                f"{dataset.info.name} has action bounds {list(dataset.action_low)}..{list(dataset.action_high)}, but "
+                f"this agent was built for {list(self.problem.action_low)}..{list(self.problem.action_high)}: rescale "
+                "the actions."
+            )
         rewards, states = (
             cast(RewardTransform, self._reward_transform),
             cast(StateTransform, self._state_transform),
@@ -296,7 +303,7 @@ class OfflineAgent(Agent[C]):
         data = dataclasses.replace(
             raw, obs=states(raw.obs), next_obs=states(raw.next_obs), reward=rewards(raw.reward)
         ).to(device=self.device, dtype=self.dtype)
-        self.data = data
+        self.data, self.dataset_card = data, _dataset_card(dataset)
         probability = row_probabilities(chosen, self.config, rewards)
         self.sampler = RowSampler(
             self.seeds, len(data), probability, self.config.weighting, device=self.device, dtype=self.dtype
@@ -370,11 +377,14 @@ class OfflineAgent(Agent[C]):
                     + (f" ({self.problem.env_id})." if self.problem.env_id else ".")
                 )
         low, high = action_space.low, action_space.high  # type: ignore[attr-defined]
-        if not (np.allclose(low, self.problem.action_low) and np.allclose(high, self.problem.action_high)):
+        if not self._has_bounds(low, high):
             raise EnvironmentMismatchError(
                 f"{name} has action bounds {low.tolist()}..{high.tolist()}, but the dataset {self.problem.dataset!r} "
                 f"has {list(self.problem.action_low)}..{list(self.problem.action_high)}: rescale one of them."
             )
+
+    def _has_bounds(self, low: Any, high: Any) -> bool:
+        return np.allclose(low, self.problem.action_low) and np.allclose(high, self.problem.action_high)
 
     # -------------------------------------------------------------------------------------------- exact state
 
@@ -420,11 +430,25 @@ class OfflineAgent(Agent[C]):
         if self.experience is not None:
             self.experience.load_tensors(below("experience/", tensors))
 
+    def require_same_run(self, loaded: Self, path: str | Path) -> None:
+        """Raise a :class:`CheckpointError` also if ``learn`` is to resume a ``fit``, or a run on other data."""
+        super().require_same_run(loaded, path)
+        if not self.online_phase:  # `fit` prepares its data after the checkpoint is read
+            return
+        if not loaded.online_phase:
+            raise CheckpointError(f"{path} holds a run of fit, which learn cannot resume: choose another run_dir.")
+        ours, theirs = ((a._reward_transform, a._state_transform) for a in (self, loaded))
+        if self.data is not None and ours != theirs:
+            raise CheckpointError(
+                f"{path} has other reward or state transforms than the data of this agent was prepared with: call fit "
+                "with the datasets of the run to resume, in the same order."
+            )
+
     def restore(self, path: str | Path) -> None:
         """Take over the state of a checkpoint of the same run; data and environments stay the ones given here."""
-        data, experience = self.data, self.experience
+        data, card, experience = self.data, self.dataset_card, self.experience
         super().restore(path)
-        self.data = data  # the sampler is not a field before there is data, so it stays too
+        self.data, self.dataset_card = data, card  # the sampler is not a field before there is data, so it stays too
         if self.experience is not None:
             self.experience.move_in(self, experience)
         elif experience is not None:
@@ -461,6 +485,18 @@ class OfflineAgent(Agent[C]):
     @abstractmethod
     def plain_actor(self, seed_index: int) -> nn.Module:
         """Return one seed's deterministic actor on transformed states as an ordinary module."""
+
+
+def _dataset_card(dataset: Dataset) -> dict[str, Any]:
+    info = dataset.info
+    return {
+        "name": info.name,
+        "fingerprint": dataset.fingerprint,
+        "rows": len(dataset),
+        "env_id": info.env_id,
+        "ref_min_score": info.ref_min_score,
+        "ref_max_score": info.ref_max_score,
+    }
 
 
 def _problem_of(dataset: Dataset) -> OfflineProblem:

@@ -20,8 +20,10 @@ Deviations and choices:
    the row of a timeout is missing, wherever a successor is not the next row's state.
 3. The authors' code draws its indices once and then batches from these; here every batch draws from p itself.
 4. ``weighting="loss"`` is ours: rows are drawn uniformly and each row's share of every loss is multiplied by N p, which
-   has the same expectation. What a loss divides by (TD3's mean |Q|, AWAC's soft-max) is an average with these weights
-   over their sum, so that a batch with little weight moves little.
+   has the same expectation (but for the factor exp(-m) of a batch's largest exponent in XQL's and EQL's value losses:
+   rows of small weight count in m, so V takes other steps towards the same minimum). What a loss divides by (TD3's
+   mean |Q|, AWAC's soft-max) is an average with these weights over their sum, so that a batch with little weight moves
+   little.
 """
 
 from collections.abc import Sequence

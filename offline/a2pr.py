@@ -26,8 +26,10 @@ Deviations and choices:
 3. ``attached_target=True`` (default), as the code: where a* is the reconstruction of pi(s), its gradient reaches the
    policy through decoder and encoder. With False a* is a constant.
 4. The paper's threshold on the advantage [memory] is absent from the code, and here.
-5. The authors' current README has the settings of the medium sets [code]; the others stood in an earlier one, commit
-   a90b9d0 [code-history]. Those of AntMaze are not public. The defaults are the class's, one for all datasets.
+5. The authors' current README has the settings of the medium sets [code]; the others stood in its earlier form, last
+   as READMEv0.md in commit c1fe2a8 [code-history] (which changed HalfCheetah medium-expert's mask from 10 to 15). Those
+   of AntMaze are not public. The defaults are the class's, one for all datasets.
+6. The authors train on D4RL's q-learning rows, ``view="d4rl_qlearning"``; the default keeps all rows.
 """
 
 from collections.abc import Callable
@@ -145,7 +147,7 @@ class A2PR(TD3Agent[A2PRConfig]):
         "halfcheetah-medium-replay": Preset(
             {"alpha": 40.0, "vae_weight": 1.5, "mask": 0.8, "discount": 0.995}, "ltlhuuu/A2PR README [code-history]"
         ),
-        "halfcheetah-medium-expert": Preset({"alpha": 40.0, "mask": 10.0}, "ltlhuuu/A2PR README [code-history]"),
+        "halfcheetah-medium-expert": Preset({"alpha": 40.0, "mask": 15.0}, "ltlhuuu/A2PR READMEv0 [code-history]"),
         "hopper-random": Preset(
             {"vae_weight": 1.5, "mask": 1.5, "discount": 0.995}, "ltlhuuu/A2PR README [code-history]"
         ),

@@ -16,9 +16,11 @@ Order of a step: critics, then policy with the new critics, then Polyak averagin
 Deviations and choices:
 1. ``weights="exponential"`` is CORL's. ``"softmax"`` is the authors' and d3rlpy's: without a cap, and normalised over
    the batch, so that the weights' scale does not depend on how good the policy has become.
-2. The authors learn log sigma through a sigmoid onto (-6, 0); here it is clipped to that interval and begins at 0,
-   its end. They ask the critics for unclipped samples; CORL clips, as here.
-3. The authors take 25 000 (hand) to 50 000 (MuJoCo) steps of this update before the first environment step.
+2. The authors learn log sigma through a sigmoid onto (-6, 0), from its middle -3; here it is clipped to that interval
+   and begins at 0, its end. They ask the critics for unclipped samples; CORL clips, as here. Their advantage takes the
+   critics from before the step, here those from after it (CORL's).
+3. The authors take 25 000 (hand) to 50 000 (MuJoCo) steps of this update before the first environment step, with
+   batches of 128; the 1024 of ``"mujoco"`` are those of the steps in the environment.
 """
 
 from dataclasses import dataclass
@@ -60,13 +62,13 @@ class AWACConfig(WeightedCloningConfig):
 
     def __post_init__(self) -> None:
         """Check the ranges given above."""
+        self.require("policy", self.policy == "gaussian", "'gaussian': the critics need samples of it")
         super().__post_init__()
         self.require("temperature", self.temperature > 0, "> 0")
         self.require("discount", 0 <= self.discount < 1, "in [0, 1)")
         self.require("tau", 0 < self.tau <= 1, "in (0, 1]")
         self.require("critic_lr", self.critic_lr > 0, "> 0")
         self.require("actor_weight_decay", self.actor_weight_decay >= 0, ">= 0")
-        self.require("policy", self.policy == "gaussian", "'gaussian': the critics need samples of it")
 
 
 # Losses are written for one seed; every axis in front of those named is a batch of independent seeds.
@@ -101,12 +103,13 @@ class AWAC(WeightedCloningAgent[AWACConfig]):
                 "actor_hidden": (256, 256, 256, 256),
                 "batch_size": 1024,
                 "state_transform": "none",
+                "squash_mean": True,
                 "log_std_range": (-6.0, 0.0),
                 "temperature": 2.0,
                 "weights": "softmax",
                 "actor_weight_decay": 1e-4,
             },
-            "rail-berkeley/rlkit examples/awac/mujoco/awac1.py, the authors' [code], with choice 2",
+            "rail-berkeley/rlkit examples/awac/mujoco/awac1.py, the authors' [code], with choices 2 and 3",
         ),
     }
 

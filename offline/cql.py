@@ -21,12 +21,14 @@ All losses of a step are taken at the parameters from before it (CORL's and youn
 follow by Polyak averaging. The gap is log(3 n) larger than with the mean over the actions, which changes no gradient.
 
 Deviations and choices:
-1. The authors' step differs in its order (alpha moves first) and clips the policy's mean to +-9.
-2. Their first 40 000 policy steps maximise the likelihood of the logged actions (`bc_steps`); they call it immaterial,
-   and the others leave it out. It is the default of the authors' presets only.
+1. The authors' step differs in its order (alpha moves first).
+2. Their first 40 000 policy steps maximise the likelihood of the logged actions (`bc_steps`), the policy's mean clipped
+   to +-9; they call it immaterial, and the others leave it out. It is the default of the authors' presets only, without
+   the clipping.
 3. Last layers begin near 0, as CORL's: Xavier with gain 0.01 (orthogonal where `init` is); the authors' are uniform in
-   +-1e-3 (policy) and +-3e-3 (critics). CORL learns a scale and an offset (-1 at first) of the log standard deviation;
-   here the offset is the last bias's first value, `initial_log_std`, and there is no scale.
+   +-1e-3 (policy) and +-3e-3 (critics), and their hidden weights uniform in +-1/16 in every layer, with biases 0.1.
+   CORL learns a scale and an offset (-1 at first) of the log standard deviation; here the offset is the last bias's
+   first value, `initial_log_std`, and there is no scale.
 4. ``backup_entropy`` subtracts alpha log pi(a'|s') from the target's value: off in all of the presets.
 5. CORL's offline code gives 5 hidden layers to the first critic only; here to both.
 6. Cal-QL's authors compute the returns of experienced rows too, once their episode has ended; CORL takes 0 for them.

@@ -25,6 +25,8 @@ Deviations and choices:
 3. They reuse one random key for beta and for the action; here the numbers are independent.
 4. Their AntMaze configuration is the only one released (`"antmaze"`); range and `balance_freq` for locomotion are those
    of a reimplementation. Their class, but no configuration, has the range (1, 5) and the expectile 0.8.
+5. They train, and take the range of returns, from D4RL's q-learning rows, ``view="d4rl_qlearning"``; the default keeps
+   all rows.
 """
 
 from dataclasses import dataclass

@@ -103,7 +103,9 @@ class FamO2OCQL(ConservativeAgent[FamO2OCQLConfig]):
         for_beta, for_action = self._beta_noise.normal(self.step, (rows, 1 + d_a)).split([1, d_a], -1)
         x = self.balance(batch.obs)
         chosen = self.balance.box(x.sample(for_beta))
-        metrics = self._balance_step(batch, chosen, for_action) | balance_quantiles(self.balance.box(x.mode()))
+        metrics = balance_quantiles(self.balance.box(x.mode()))
+        if self.step >= self.config.bc_steps:  # before, the critics say nothing of the family
+            metrics |= self._balance_step(batch, chosen, for_action)
         beta = chosen = chosen.detach()
         if not self.online_phase:
             beta = self._range(2 * self._uniform_beta.uniform(self.step, (rows, 1)) - 1)

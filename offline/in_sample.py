@@ -61,6 +61,8 @@ class InSampleConfig(WeightedCloningConfig):
         for name in ("critic_lr", "value_lr"):
             self.require(name, getattr(self, name) > 0, "> 0")
         self.require("value_dropout", 0 <= self.value_dropout < 1, "in [0, 1)")
+        unmasked = self.value_dropout == 0 or self.value_order == "new"
+        self.require("value_dropout", unmasked, "0 with value_order='old', which takes V from its own step's pass")
 
 
 # Losses are written for one seed; every axis in front of those named is a batch of independent seeds.

@@ -15,7 +15,9 @@ Deviations and choices:
 1. ``value_order="old"`` and ``critic_reduction="mean"`` are CORL's: u and V(s') from before the value step, and the
    average of the two critic losses.
 2. The paper's critic loss (6) has one critic; the authors' code has two and a minimum, as here.
-3. The density is a Gaussian with mean in the box, not squashed; samples are clipped to the box when they act.
+3. The policy's step size decays to 0 over `actor_lr_decay_steps`, and is whole again in `learn`; whoever goes on in the
+   environment takes ``actor_lr_decay_steps=None`` from the beginning (the authors' fine-tuning has no decay).
+4. The density is a Gaussian with mean in the box, not squashed; samples are clipped to the box when they act.
 """
 
 from dataclasses import dataclass
@@ -71,6 +73,10 @@ class IQL(AdvantageCloningAgent[IQLConfig]):
         "antmaze": Preset(
             {"expectile": 0.9, "beta": 10.0, "reward_transform": "antmaze_minus1"},
             "ikostrikov/implicit_q_learning, antmaze_config [code]",
+        ),
+        "antmaze-finetune": Preset(
+            {"expectile": 0.9, "beta": 10.0, "reward_transform": "antmaze_minus1", "actor_lr_decay_steps": None},
+            "ikostrikov/implicit_q_learning, antmaze_finetune_config: for learning in the environment after it [code]",
         ),
         "kitchen": Preset(
             {"beta": 0.5, "dropout": 0.1, "reward_transform": "none"},

@@ -35,7 +35,9 @@ Deviations and choices:
    or the step is left out.
 4. The mean is not squashed: centre + half_range * f(s), which is the code's f(s) where the box is (-1, 1)^d_a.
 5. lambda and eta per dataset stand in the paper's appendix D only; those of the presets are [memory, low].
-6. As in the code nothing caps the exponential in reverse KL's loss, which overflows float32 from d = 89 on.
+6. There is no Q here, and V's gradient is made of two backward passes: of the in-sample core
+   (:mod:`corollary.offline.in_sample`) only the policy's half, weighted cloning, is shared.
+7. As in the code nothing caps the exponential in reverse KL's loss, which overflows float32 from d = 89 on.
 """
 
 from collections.abc import Sequence

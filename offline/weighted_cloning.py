@@ -65,6 +65,8 @@ class WeightedCloningConfig(OfflineConfig):
         self.require("action_margin", 0 <= self.action_margin < 1, "in [0, 1)")
         self.require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
         self.require("init", self.init in ("orthogonal", "torch"), "'orthogonal' or 'torch'")
+        squashed = self.squash_mean or self.policy == "gaussian"
+        self.require("squash_mean", squashed, "True with policy='deterministic', whose action is tanh of the network")
 
 
 # Losses are written for one seed; every axis in front of those named is a batch of independent seeds.

@@ -20,7 +20,9 @@ Deviations and choices:
 3. The code's AntMaze config gives V a dropout of 0.5, but never calls V in training mode, so it has no effect: the
    presets have none. ``value_dropout=0.5`` is what was meant.
 4. The code's LayerNorm adds 1e-6 to the variance (flax), this one 1e-5 (torch).
-5. The code's branch ``log_loss`` and its gradient penalty, off in all scripts, are left out.
+5. Before learning in the environment take ``actor_lr_decay_steps=None``, as the authors' fine-tuning does (IQL's
+   choice 3); the AntMaze presets have it.
+6. The code's branch ``log_loss`` and its gradient penalty, off in all scripts, are left out.
 """
 
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from corollary.core.collect import collect
 from corollary.core.dataset import Dataset
 from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, EnvironmentMismatchError
 from corollary.core.offline_agent import OfflineAgent
-from corollary.offline import BC, IQL, PRDC, TD3BC
+from corollary.offline import IQL, PRDC, TD3BC
 
 ENV = "Reacher-v5"
 SMALL: dict[str, Any] = {"hidden": (16, 16), "batch_size": 8}
@@ -42,18 +42,6 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 # -- The switch
-
-
-@pytest.mark.parametrize("kind", [BC, IQL, PRDC, TD3BC])
-def test_learning_from_logged_rows_alone_is_going_on_with_fit(kind, reacher, tmp_path) -> None:
-    """Networks, optimisers with their step counts, transforms and the order of batches survive the switch."""
-    options = SMALL | ({"actor_lr_decay_steps": None} if kind is IQL else {})  # the decay is over on the switch
-    stayed = kind(SEEDS, **options).fit(reacher, 12)
-    went = kind(SEEDS, **options).fit(reacher, 7).learn(ENV, 5, offline_share=1.0)
-    assert (went.step, went.clock, stayed.clock) == (12, 5, 12)
-    assert same_bits(learnt(state_of(went, tmp_path)), learnt(state_of(stayed, tmp_path)))
-    mixed = kind(SEEDS, **options).fit(reacher, 7).learn(ENV, 5, offline_share=0.5)  # control: experience teaches
-    assert not same_bits(learnt(state_of(mixed, tmp_path)), learnt(state_of(stayed, tmp_path)))
 
 
 def test_a_policy_whose_step_size_fell_to_zero_learns_online(reacher) -> None:
@@ -254,12 +242,60 @@ def test_a_run_of_fit_is_not_resumed_by_learn(reacher, tmp_path) -> None:
         TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 5, run_dir=tmp_path / "run", resume=True)
 
 
+def test_a_run_of_learn_is_not_resumed_with_other_data(reacher, tmp_path) -> None:
+    """Neither where the data's own scales differ, which would mix two coordinate systems, nor where they do not."""
+
+    def other(scale: float) -> Dataset:
+        parts = (reacher.observations[:200], reacher.actions[:200], scale * reacher.rewards[:200])
+        return Dataset.from_arrays(*parts, np.zeros(200, bool), np.arange(200) % 50 == 49)
+
+    IQL(1, **SMALL).fit(reacher, 2).learn(ENV, 3, run_dir=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="has other reward or state transforms than the data of this agent"):
+        IQL(1, **SMALL).fit(other(10), 2).learn(ENV, 5, run_dir=tmp_path / "run", resume=True)
+    plain = SMALL | {"state_transform": "none"}
+    TD3BC(1, **plain).fit(reacher, 2).learn(ENV, 3, run_dir=tmp_path / "plain")
+    with pytest.raises(ConfigError, match=r"is another run: its dataset\.fingerprint"):
+        TD3BC(1, **plain).fit(other(1), 2).learn(ENV, 5, run_dir=tmp_path / "plain", resume=True)
+    TD3BC(1, **plain).fit(reacher, 2).learn(ENV, 5, run_dir=tmp_path / "plain", resume=True)
+
+
 def test_a_refused_environment_leaves_nothing_behind(reacher) -> None:
     agent = TD3BC(1, **SMALL).fit(reacher, 1)
     with pytest.raises(EnvironmentMismatchError):
         agent.learn("Pendulum-v1", 1, buffer_size=10)
     assert agent.experience is None
     agent.learn(ENV, 1, buffer_size=1000)
+    # Nor does it change what there is: the episodes, the environments, the settings.
+    lived, before, environments = agent.experience, agent.description(), agent.environments
+    for source, options, error in (
+        ("Pendulum-v1", {"buffer_size": 1000, "gradient_steps": 3, "n_envs": 2}, EnvironmentMismatchError),
+        (ENV, {"buffer_size": 10, "n_envs": 2}, ConfigError),
+    ):
+        with pytest.raises(error):
+            agent.learn(source, 1, **options)
+        assert agent.experience is lived
+        assert agent.environments is environments
+        assert agent.description() == before
+
+
+def test_a_refused_call_of_learn_leaves_nothing_behind(reacher, tmp_path) -> None:
+    agent = TD3BC(1, **SMALL).fit(reacher, 5)
+    before = agent.description()
+    for arguments, error in (
+        ({"n_steps": 0}, ConfigError),
+        ({"n_steps": 5, "eval_env": "Pendulum-v1"}, EnvironmentMismatchError),
+    ):
+        with pytest.raises(error):
+            agent.learn(ENV, **arguments)
+        assert agent.experience is None
+        assert agent.description() == before
+    agent.fit(reacher, 2, run_dir=tmp_path / "run")
+    agent.fit(reacher, 2).learn(ENV, 1)
+    before = agent.description()
+    with pytest.raises(CheckpointError, match="holds a run of fit"):
+        agent.learn(ENV, 5, run_dir=tmp_path / "run", resume=True)
+    assert agent.description() == before
+    assert agent.step == 10
 
 
 def test_mistakes_are_named(reacher, tmp_path) -> None:

@@ -72,6 +72,17 @@ def test_policy_weight_at_the_ends_of_the_temperature() -> None:
     torch.testing.assert_close(greedy, f64(0, 0, 3))
 
 
+def test_the_authors_settings() -> None:
+    """rlkit's examples/awac/mujoco/awac1.py: networks, batch, lambda, soft-max weights, penalty, tanh of the mean."""
+    config = AWAC(preset="mujoco").config
+    assert (config.hidden, config.actor_hidden) == ((256, 256), (256,) * 4)
+    assert (config.batch_size, config.discount, config.tau) == (1024, 0.99, 0.005)
+    assert (config.critic_lr, config.actor_lr, config.actor_weight_decay) == (3e-4, 3e-4, 1e-4)
+    assert (config.temperature, config.weights) == (2.0, "softmax")
+    assert (config.squash_mean, config.log_std_range) == (True, (-6.0, 0.0))
+    assert (config.state_transform, config.reward_transform) == ("none", "none")
+
+
 def test_a_policy_without_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match="policy must be 'gaussian'"):
         AWAC(policy="deterministic")

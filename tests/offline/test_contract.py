@@ -104,7 +104,7 @@ def test_presets_change_what_they_say_and_name_their_source(kind) -> None:
         assert {key: getattr(config, key) for key in preset.settings} == preset.settings
         assert preset.source
         rewards = config.reward_transform
-        assert {rewards} if isinstance(rewards, str) else {*rewards} <= {*REWARD_TRANSFORMS}
+        assert ({rewards} if isinstance(rewards, str) else {*rewards}) <= {*REWARD_TRANSFORMS}
         assert config.state_transform in STATE_TRANSFORMS
         assert kind(preset=name, batch_size=3).config == dataclasses.replace(config, batch_size=3)
 
@@ -228,14 +228,20 @@ def test_a_device_that_is_not_there_is_named(kind, trained, tmp_path) -> None:
 @every_algorithm
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seeds", "many"), ("seeds", []), ("config", {"hidden": 3}), ("config", None), ("problem", {}), ("step", None)],
+    [
+        ("seeds", "many"),
+        ("seeds", []),
+        ("config", {"hidden": 3}),
+        ("config", None),
+        ("problem", {}),
+        ("step", None),
+        ("step", -1),
+    ],
 )
 def test_an_altered_description_is_named(kind, trained, tmp_path, name, value) -> None:
     path = trained[kind].save(tmp_path / "agent")
     description = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(description | {name: value}))
-    if name == "step":  # that no step count is missed shows when it is used
-        return
     with pytest.raises(CheckpointError, match=rf"agent was altered, or does not fit this version of {kind.algorithm}"):
         load_agent(path)
 
@@ -454,6 +460,29 @@ def test_a_row_of_weight_zero_teaches_nothing(kind, reacher, tmp_path) -> None:
 
 
 # -- Going on in an environment
+
+
+@every_algorithm
+def test_learning_from_logged_rows_alone_is_going_on_with_fit(kind, reacher, tmp_path) -> None:
+    """Networks, optimisers with their step counts, transforms and the order of batches survive the switch."""
+    options = small(kind)
+    if hasattr(kind().config, "actor_lr_decay_steps"):
+        options["actor_lr_decay_steps"] = None  # the decay is over on the switch
+
+    def learnt(agent: Agent) -> State:
+        return {name: t for name, t in state_of(agent, tmp_path).items() if not name.startswith("extra/experience/")}
+
+    went = kind(SEEDS, **options).fit(reacher, 7).learn(ENV, 5, offline_share=1.0)
+    stayed = kind(SEEDS, **options).fit(reacher, 7)
+    data = stayed.prepare(reacher)
+    stayed.online_phase = True  # FamO2O's family is told another balance in it
+    for _ in range(5):
+        stayed.update(data.gather(*stayed.sampler.rows(stayed.step, stayed.config.batch_size)))
+        stayed.step += 1
+    assert (went.step, went.clock, stayed.step) == (12, 5, 12)
+    assert same_bits(learnt(went), learnt(stayed))
+    mixed = kind(SEEDS, **options).fit(reacher, 7).learn(ENV, 5, offline_share=0.5)  # control: experience teaches
+    assert not same_bits(learnt(mixed), learnt(stayed))
 
 
 @every_algorithm

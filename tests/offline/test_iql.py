@@ -1,5 +1,6 @@
 """IQL: losses by hand, limits, gradient stops, and IQL-1: the exact fixed point on a finite MDP."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from corollary.core.actor_critic import critic_loss, td_target
 from corollary.core.dataset import Dataset
+from corollary.core.errors import ConfigError
 from corollary.offline import IQL
 from corollary.offline.iql import expectile_loss
 from corollary.offline.weighted_cloning import exponential_weight, weighted_cloning_loss
@@ -221,3 +223,15 @@ def test_policy_step_solves_kl_regularised_improvement(finite_mdp) -> None:
     assert gradient(behaviour + beta * advantage) < 1e-14
     assert gradient(behaviour) > 1e-2  # controls: cloning, and another temperature
     assert gradient(behaviour + advantage) > 1e-3
+
+
+def test_a_deterministic_policy_is_squashed_and_says_so() -> None:
+    with pytest.raises(ConfigError, match="squash_mean must be True with policy='deterministic'"):
+        IQL(policy="deterministic", squash_mean=False)
+
+
+def test_fine_tuning_has_no_decay() -> None:
+    """antmaze_finetune_config of the authors' code differs from antmaze_config in nothing else."""
+    tuned, offline = IQL(preset="antmaze-finetune").config, IQL(preset="antmaze").config
+    assert offline.actor_lr_decay_steps == 1_000_000
+    assert tuned == dataclasses.replace(offline, actor_lr_decay_steps=None)
