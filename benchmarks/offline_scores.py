@@ -21,7 +21,7 @@ from corollary.core.runs import CARD, Run, find_runs
 # Gradient steps of each algorithm: what two processors can do. CDSA corrects a cloned policy here; FamO2O is meant to
 # go on in the environment afterwards.
 STEPS = dict.fromkeys(("bc", "td3_bc", "prdc", "iql"), 100_000) | dict.fromkeys(
-    ("xql", "sql", "eql", "awac", "cdsa", "famo2o", "odice", "rebrac", "a2pr", "cql", "famo2o_cql"), 30_000
+    ("xql", "sql", "eql", "awac", "cdsa", "famo2o", "odice", "rebrac", "a2pr", "cql", "famo2o_cql"), 10_000
 )
 # Settings published for a family of datasets or one dataset. The names of the sets are those of D4RL, their data are
 # not, so such a setting is a fair choice and no guarantee.

@@ -9,7 +9,8 @@ d3rlpy lives in an environment of its own:
 Every measurement is a process of its own, that trains for a while and then times `steps` gradient steps of its own
 training loop (sampling included, no evaluation): batch 256, two hidden layers of 256, two threads. Peer and ours
 alternate, round by round. The rows are a random walk of the shape of Hopper (11 observations, 3 actions). What is
-called *bare products* times nothing but the matrix products of one TD3+BC step through PyTorch's own `torch.mm`.
+called *bare products* times nothing but the matrix products of one TD3+BC step through PyTorch's own `torch.mm`;
+*compiled* is the same update under `torch.compile`, after its compilation.
 
 For PRDC "the whole run" matters, since the search gets cheaper as the policy approaches the data: `--prdc-rows` and
 `--prdc-steps` train PRDC and TD3+BC from scratch on a set of that many Hopper-like rows, ours with its own search and
@@ -72,7 +73,11 @@ def measure_ours(algorithm: str, seeds: int, precision: str, rows: int, steps: i
     raw = hopper_like(rows)
     never = np.zeros(len(raw["rewards"]), bool)
     data = Dataset.from_arrays(raw["observations"], raw["actions"], raw["rewards"], never, raw["timeouts"])
+    compiled = precision == "compiled"
+    precision = "float32" if compiled else precision
     agent = algorithm_class(f"offline.{algorithm}")(seeds, precision=precision, **OURS[algorithm])
+    if compiled:
+        agent.update = torch.compile(agent.update)  # type: ignore[method-assign]
     rates = []
 
     def note(agent: Any, report: Any) -> None:
@@ -252,7 +257,7 @@ def updates(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
             for seeds in (1, 4):
                 row = found.setdefault(f"{algorithm}, {seeds} seed{'s' * (seeds > 1)}", {})
                 row.setdefault("d3rlpy", []).append(peer / seeds)
-                for precision in ("float32", "bf16"):
+                for precision in ("float32", "bf16", *(["compiled"] if algorithm == "td3_bc" else [])):
                     rate = child(sys.executable, "ours", algorithm, seeds, precision, chosen.rows, chosen.steps)
                     row.setdefault(f"ours {precision}", []).append(rate)
                 if algorithm == "td3_bc":
