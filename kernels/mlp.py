@@ -23,8 +23,8 @@ Back ends
                arithmetic is ordinary float32 in both.
 
 ``auto`` takes ``reference`` under ``torch.compile``, ``onednn`` where it applies and one product is large enough
-(2^22 multiplications per member: 256 rows at width 128, 64 rows at width 256), and ``fused`` elsewhere; with a
-LayerNorm ``onednn`` where it applies and ``reference`` elsewhere.
+(2^22 multiplications per member with one thread, twice as many with more: 256 rows at width 128 or 181), and ``fused``
+elsewhere; with a LayerNorm ``onednn`` where it applies and ``reference`` elsewhere.
 
 With ``precision="bf16"`` the wide products take bfloat16 inputs and accumulate in float32; parameters, biases' sums,
 gradients of parameters and the narrow first and last layers stay float32. An opt-in: it changes results. ``fused``
@@ -52,8 +52,8 @@ T = TypeVar("T")
 
 # Below this width on either side a product is too thin to repay oneDNN's set-up (benchmarks/mlp.py).
 _NARROW = 32
-# Multiplications B n_{l+1} n_l of a member's largest product from which on `onednn` is no slower than `fused`. The two
-# break even there at widths 64, 128 and 256 alike (benchmarks/mlp.py).
+# Multiplications B n_{l+1} n_l of a member's largest product from which on `onednn` is no slower than `fused` with one
+# thread; with two it is twice that. The two break even there at widths 64, 128 and 256 alike (benchmarks/mlp.py).
 _ONEDNN_PAYS = 2**22
 # Numbers in the widest layer's output for one block of rows of `onednn`: 1 MiB, so that a block's outputs stay in the
 # processor's cache from layer to layer, and memory that one block has given back serves the next.
@@ -205,7 +205,10 @@ def numpy_mlp(
 
 
 def _automatic(x: Tensor, weights: Sequence[Tensor], bf16: bool, normalised: bool) -> Backend:
-    large = any(_wide(w) and x.shape[1] * w.shape[1] * w.shape[2] >= _ONEDNN_PAYS for w in weights)
+    if torch.compiler.is_compiling():
+        return "reference"
+    pays = _ONEDNN_PAYS * min(2, torch.get_num_threads())
+    large = any(_wide(w) and x.shape[1] * w.shape[1] * w.shape[2] >= pays for w in weights)
     if (large or bf16 or normalised) and _onednn_takes(x):
         return "onednn"
     return "fused" if _fused_takes(x) and not bf16 and not normalised else "reference"

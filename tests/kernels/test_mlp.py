@@ -421,11 +421,20 @@ def test_arrays_pass_not_a_number_through(activation) -> None:
         ((3, 2), 9, torch.bfloat16, "float32", "Baddbmm"),
     ],
 )
-def test_the_automatic_choice(sizes, rows, dtype, precision, node) -> None:
+def test_the_automatic_choice(sizes, rows, dtype, precision, node, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     weights, biases = parameters(1, sizes, dtype)
     y = mlp(inputs(1, rows, sizes[0], dtype), weights, biases, precision=precision)
     assert y.dtype == dtype
     assert y.grad_fn.name().startswith(node)
+
+
+@pytest.mark.parametrize("threads", [2, 16])
+def test_with_more_threads_products_must_be_twice_as_large(threads, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    weights, biases = parameters(1, (17, 256, 256, 6))
+    for rows, node in ((127, "_Fused"), (128, "_OneDNN")):
+        assert mlp(inputs(1, rows, 17), weights, biases).grad_fn.name().startswith(node)
 
 
 @pytest.mark.parametrize(("dtype", "node"), [(torch.float32, "_OneDNN"), (torch.float64, "Add|Baddbmm")])
