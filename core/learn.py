@@ -34,7 +34,8 @@ def learn(
     Experience comes in whole iterations (for PPO a rollout of ``n_envs * n_steps`` steps), so training ends with the
     first iteration that reaches the number asked for. Schedules, such as a learning rate that falls to zero, span
     the steps of this call; a resumed run continues the schedule of the run it resumes. Evaluations use other
-    environments and streams, so they never change what is learnt.
+    environments and streams, so they never change what is learnt. Agents call :func:`check_arguments` before they enter
+    an environment for this.
 
     Args:
         agent: the agent; training continues from its state.
@@ -53,13 +54,11 @@ def learn(
         command: what the caller was asked to do, JSON-able, kept in ``run.json`` so that it can be repeated.
 
     Raises:
-        ConfigError: if a count is not positive, or `resume` lacks a `run_dir`.
+        ConfigError: if `resume` lacks a `run_dir`.
         CheckpointError: if the checkpoint to resume belongs to other settings, or to ``fit``.
-        EnvironmentMismatchError: before training, if the spaces of `eval_env` differ from the environment's.
         CorollaryError: if an environment raises or gives a number that is not finite; the last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
     """
-    check_arguments(agent, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)
     if resume:
         restore(agent, run_dir)
     started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)
@@ -114,7 +113,12 @@ def check_arguments(
     log_every: int,
     save_every: int | None,
 ) -> None:
-    """Raise what :func:`learn` raises about these arguments, and change nothing."""
+    """Raise what is wrong with these arguments of :func:`learn`, before a caller changes anything for it.
+
+    Raises:
+        ConfigError: if a count is not positive.
+        EnvironmentMismatchError: if the spaces of `eval_env` differ from those the agent was made for.
+    """
     check_counts(
         n_steps=n_steps, log_every=log_every, eval_every=eval_every, save_every=save_every, eval_episodes=eval_episodes
     )

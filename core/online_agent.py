@@ -171,8 +171,9 @@ class OnlineAgent(Agent[C]):
         command: Mapping[str, Any] | None = None,
     ) -> Self:
         """Take `n_steps` environment steps with every seed; see :func:`corollary.core.learn.learn`."""
-        from .learn import learn
+        from .learn import check_arguments, learn
 
+        check_arguments(self, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)
         if env is not None:
             self.set_env(env)
         learn(
