@@ -9,14 +9,16 @@ run directories alone (``--table`` only makes it).
 
 import argparse
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from corollary import load_dataset
 from corollary.core.agent import algorithm_class
-from corollary.core.report import format_table, summarise
-from corollary.core.runs import CARD, Run, find_runs
+from corollary.core.report import format_table, markdown_table, summarise
+from corollary.core.runs import CARD, FloatArray, Group, Run, find_runs, group_runs
+from corollary.core.statistics import stratified_bootstrap
 
 # Gradient steps of each algorithm: what two processors can do. CDSA corrects a cloned policy here; FamO2O is meant to
 # go on in the environment afterwards.
@@ -71,19 +73,51 @@ def write_table(out: Path) -> None:
         return
     card = runs[0].card
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    equal = min(STEPS.values())
+    longest = max(run.card["n_steps"] for run in runs)
     text = (
         "# Offline scores\n\n"
-        f"Made by `benchmarks/offline_scores.py`. {len(card['seeds'])} training runs each, up to "
-        f"{max(run.card['n_steps'] for run in runs)} gradient steps; ten episodes per run and evaluation, ten "
-        "evaluations. *Last* is the score at the end, *best* the best evaluation of each run (an optimistic number, "
-        "listed beside it and never instead). Scores are normalised with the reference returns inside these files: "
-        "they compare these runs with each other and not with published D4RL tables, whose data, physics and row "
-        "counts differ. Settings are the defaults, for PRDC and ReBRAC those that the authors published for the "
-        "environment or the D4RL set of that name, and nothing was tuned: PRDC's for HalfCheetah (alpha = 40) were "
-        "published for other sets than expert data.\n\n"
+        f"Made by `benchmarks/offline_scores.py`: {len(card['seeds'])} training runs of each algorithm on each "
+        "dataset; ten episodes per run and evaluation. Scores are normalised with the reference returns inside these "
+        "files.\n\n"
+        "What this shows: how these algorithms compare on these sets after so many gradient steps. What it does not "
+        "show: the published numbers. Those are of D4RL's data, physics and row counts, and after a million steps; "
+        f"{equal:,} are a hundredth of that, which favours what learns quickly, above all cloning, over what ends up "
+        "high. Settings are the defaults; PRDC and ReBRAC have those that their authors published for the environment "
+        "or the D4RL set of that name (PRDC's alpha = 40 for HalfCheetah was not published for expert data). Nothing "
+        "was tuned. CDSA corrects a cloned policy here; FamO2O is shown before it goes on in the environment.\n\n"
+        f"## After equal numbers of gradient steps: {equal:,}\n\n"
+        f"{equal_steps_table(group_runs(runs), equal)}\n\n"
+        "Mean of the runs with their range (the IQM of three runs and its 95 % bootstrap interval); *all* is the IQM "
+        "over all sets with its 95 % stratified bootstrap interval.\n\n"
+        f"## After all steps: up to {longest:,}\n\n"
+        "*Last* is the score at the end, *best* the best of ten evaluations of each run (an optimistic number, listed "
+        "beside it and never instead). Steps/s are those of all the runs of a line together, on one thread of a "
+        "machine with other work.\n\n"
         f"{format_table(summarise(runs), style='markdown')}\n\nVersions: {versions}.\n"
     )
     (out / "table.md").write_text(text)
+
+
+def equal_steps_table(groups: Sequence[Group], step: int) -> str:
+    """Scores of all algorithms on all datasets after `step` gradient steps, the highest of *all* first."""
+    tasks = sorted({group.task for group in groups})
+    scores: dict[str, dict[str, FloatArray]] = {}
+    for group in groups:
+        steps, values = group.curve()
+        if step in steps:
+            scores.setdefault(group.label, {})[group.task] = values[steps == step][0]
+    whole = {label: stratified_bootstrap(found) for label, found in scores.items() if len(found) == len(tasks)}
+    order = sorted(scores, key=lambda label: -whole[label].point if label in whole else float("inf"))
+    cells = [
+        [
+            label,
+            *(f"{stratified_bootstrap(scores[label][task]):.0f}" if task in scores[label] else "" for task in tasks),
+            f"{whole[label]:.1f}" if label in whole else "",
+        ]
+        for label in order
+    ]
+    return markdown_table(["algorithm", *tasks, "all"], cells)
 
 
 def main() -> None:

@@ -126,16 +126,20 @@ def format_table(rows: Sequence[Row], style: TableStyle = "text", width: int | N
     if style == "rich":
         return _rich_table(title, header, cells, n_names, note, width)
     if style == "markdown":
-        rule = ["---"] * n_names + ["---:"] * (len(header) - n_names)
-        escaped = [[re.sub(r"([|*_\\`<>])", r"\\\1", cell) for cell in line] for line in [header, *cells]]
-        lines = [f"| {' | '.join(line)} |" for line in [escaped[0], rule, *escaped[1:]]]
-        return "\n".join([*([title, ""] if title else []), *lines, "", f"\\{note}"])
+        return "\n".join([*([title, ""] if title else []), markdown_table(header, cells, n_names), "", f"\\{note}"])
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     aligned = [
         "  ".join(c.ljust(w) if i < n_names else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in [header, ["-" * w for w in widths], *cells]
     ]
     return "\n".join([*([title, ""] if title else []), *(line.rstrip() for line in aligned), "", note])
+
+
+def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]], n_names: int = 1) -> str:
+    """A pipe table: the first `n_names` columns are names, the others numbers; what markdown would read is escaped."""
+    rule = ["---"] * n_names + ["---:"] * (len(header) - n_names)
+    escaped = [[re.sub(r"([|*_\\`<>])", r"\\\1", cell) for cell in line] for line in [header, *cells]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [escaped[0], rule, *escaped[1:]])
 
 
 def _rich_table(

@@ -50,7 +50,7 @@ def table() -> str:
     for name, kind in algorithms().items():
         module = sys.modules[kind.__module__]
         title, _, _ = (module.__doc__ or "").partition("\n")
-        source = re.search(r"arXiv (\d{4}\.\d{5})", module.__doc__ or "")
+        source = re.search(r"arXiv\s+(\d{4}\.\d{5})", module.__doc__ or "")
         link = f"[arXiv {source[1]}](https://arxiv.org/abs/{source[1]})" if source else ""
         height = 0
         while height + 1 in rungs[name]:
