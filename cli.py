@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import inspect
 import json
 import multiprocessing
 import os
@@ -33,10 +34,10 @@ from .core.loop import CHECKPOINT
 from .core.offline_agent import OfflineAgent
 from .core.online_agent import OnlineAgent
 from .core.runs import Run, read_runs
-from .core.sampling import row_probabilities
+from .core.sampling import effective_sample_sizes, row_probabilities
 from .core.transforms import reward_transform
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 class ChecksFailed(Exception):
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CorollaryError, gymnasium.error.Error) as error:
         print(f"corollary: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who reads, such as `head`, has seen enough; Python must not find out once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"corollary: {named}", file=sys.stderr)
@@ -92,8 +96,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--steps", type=int, help="in all: gradient steps offline, environment steps per seed online (default 100000)"
     )
-    sub.add_argument("--seeds", help="how many (5), or which (0,3,7); default 1")
+    sub.add_argument("--seeds", help="how many (5), or which (0,3,7, and 7, for one); default 1")
     sub.add_argument("--preset", help="published settings for a family of tasks (see: corollary algorithms NAME)")
+    sub.add_argument("--base", metavar="RUN", help="offline.cdsa: the run or checkpoint whose policy it corrects")
     sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option; repeatable")
     sub.add_argument(
         "--eval-every",
@@ -101,6 +106,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         help=f"steps between evaluations (default {_EVAL_EVERY['offline']} offline, {_EVAL_EVERY['online']} online)",
     )
     sub.add_argument("--eval-episodes", type=int, help="episodes per seed and evaluation (default 10)")
+    sub.add_argument("--save-every", type=int, help="steps between checkpoints (default: one at every evaluation)")
     sub.add_argument("--device", help="cpu (default), cuda, ...")
     sub.add_argument("--precision", help="float32 (default), bf16 (offline) or float64")
     sub.add_argument("--run-dir", help="where to write (default runs/ALGORITHM-TASK-TIME)")
@@ -278,7 +284,7 @@ def _data_parser(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--reference",
         metavar="FILE",
-        help="compare coverage (SACo) with this set of the same task",
+        help="a set of the same task: compare coverage (SACo), and what its policy would need (concentrability)",
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.set_defaults(run=_data_info)
@@ -313,6 +319,7 @@ def _data_info(chosen: argparse.Namespace) -> None:
     dataset = load_dataset(chosen.dataset)
     reference = load_dataset(chosen.reference) if chosen.reference else None
     summary = dataset.summary() | describe(dataset, reference)
+    summary["effective_sample_size"] = effective_sample_sizes(dataset)
     if chosen.json:
         print(json.dumps(summary, indent=2))
         return
@@ -325,7 +332,7 @@ def _data_info(chosen: argparse.Namespace) -> None:
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_readable(v)}" for k, v in value.items())
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _data_get(chosen: argparse.Namespace) -> None:
@@ -354,11 +361,13 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "steps": 100_000,
     "seeds": "1",
     "preset": None,
+    "base": None,
     "set": [],
     "env": None,
     "eval_env": None,
     "eval_every": None,
     "eval_episodes": 10,
+    "save_every": None,
     "device": "cpu",
     "precision": "float32",
 }
@@ -371,6 +380,10 @@ def _train(chosen: argparse.Namespace) -> None:
     seeds = _seeds(settings["seeds"])
     options = dict(parse_option(kind.config_type, text) for text in settings["set"])
     options |= {name: settings[name] for name in ("preset", "device", "precision")}
+    if settings["base"] is not None:
+        if "base" not in inspect.signature(kind).parameters:
+            raise ConfigError(f"{kind.algorithm} corrects no other agent: drop --base.")
+        options["base"] = _load(Path(settings["base"]))
     if chosen.threads is not None:
         if chosen.threads < 1:
             raise ConfigError(f"--threads must be at least 1; got {chosen.threads}.")
@@ -389,7 +402,7 @@ def _train(chosen: argparse.Namespace) -> None:
         dataset = load_dataset(settings["dataset"])
         agent = kind(seeds, **options)
         start, task = functools.partial(agent.fit, dataset), dataset.info.name
-        plan = {"data": f"{task}: {len(dataset)} rows, {dataset.n_episodes} episodes"} | _sampling_plan(agent, dataset)
+        plan = _data_plan(agent, dataset)
         unit, env = "gradient steps", _evaluation_env(settings["env"], dataset.info.env_id)
     if settings["eval_every"] is None:
         settings["eval_every"] = _EVAL_EVERY["online" if isinstance(agent, OnlineAgent) else "offline"]
@@ -400,6 +413,7 @@ def _train(chosen: argparse.Namespace) -> None:
         eval_env=env,
         eval_every=settings["eval_every"],
         eval_episodes=settings["eval_episodes"],
+        save_every=settings["save_every"],
         run_dir=run_dir,
         resume=bool(chosen.resume),
         command=settings,
@@ -407,16 +421,22 @@ def _train(chosen: argparse.Namespace) -> None:
     _print_table([Run.read(run_dir)])
 
 
-def _sampling_plan(agent: OfflineAgent[Any], dataset: Dataset) -> dict[str, str]:
-    """Say what reweighting leaves of the dataset, where the agent asks for it."""
+def _data_plan(agent: OfflineAgent[Any], dataset: Dataset) -> dict[str, str]:
+    """Say what the dataset can teach, and what the agent's choice and weights of rows leave of it."""
     config, chosen = agent.config, agent.select_data(dataset)
-    if config.sampling == "uniform":
-        return {}
+    found, rows = describe(chosen), len(chosen.view_rows(config.view))
+    quality, cells = found["trajectory_quality"], found["coverage"]
     probability = row_probabilities(chosen, config, reward_transform(config.reward_transform, chosen))
-    assert probability is not None
-    size = effective_sample_size(probability)
-    by = f"rows by {config.sampling} per {config.sampling_per}, temperature {config.sampling_temperature:g}"
-    return {"sampling": f"{by}: effective sample size {size:.0f} of {len(probability)} rows"}
+    size = rows if probability is None else effective_sample_size(probability)
+    how = "rows drawn uniformly"
+    if probability is not None:
+        how = f"rows by {config.sampling} per {config.sampling_per}, temperature {config.sampling_temperature:g}"
+    return {
+        "data": f"{dataset.info.name}: {len(dataset)} rows, {dataset.n_episodes} episodes",
+        "quality": "no reference returns" if quality is None else f"{quality:.3g} (random policy 0, expert 1)",
+        "coverage": f"{cells['occupied cells']} cells, effectively {cells['effective support']:.0f}",
+        "sampling": f"{how}: effective sample size {size:.0f} of {rows} rows",
+    }
 
 
 def _settings(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -467,16 +487,19 @@ def _recorded_command(run_dir: Path) -> dict[str, Any]:
 
 def _seeds(text: str) -> int | list[int]:
     try:
-        return [int(part) for part in text.split(",")] if "," in text else int(text)
+        return [int(part) for part in text.removesuffix(",").split(",")] if "," in text else int(text)
     except ValueError:
         raise ConfigError(f"--seeds takes a number (5) or a list (0,3,7); got {text!r}.") from None
 
 
 def _evaluation_env(asked: str | None, default: str | None) -> str | None:
-    """Choose the asked environment, else the task's own if gymnasium has it."""
+    """Choose the asked environment, else the task's own if gymnasium has it; say so if not."""
     if asked is not None:
         return None if asked == "none" else asked
-    return default if is_known(default) else None
+    if default is not None and not is_known(default):
+        print(f"corollary: {default} cannot be made here, so nothing is evaluated: give another with --env.")
+        return None
+    return default
 
 
 def _print_plan(
@@ -485,6 +508,7 @@ def _print_plan(
     where = f"{settings['eval_episodes']} episodes in {env} every {settings['eval_every']} steps" if env else "none"
     rows = {
         "algorithm": agent.algorithm + (f", preset {agent.preset}" if agent.preset else ""),
+        **({"base": settings["base"]} if settings["base"] else {}),
         **task,
         "training": f"{settings['steps']} {unit}, seeds {', '.join(map(str, agent.seeds))}, "
         f"{agent.precision} on {agent.device}",
@@ -544,11 +568,16 @@ def _play(chosen: argparse.Namespace) -> None:
 def _loaded(chosen: argparse.Namespace) -> tuple[Agent[Any], str]:
     """Return the agent of the run or checkpoint at `chosen.path`, and the environment it shall act in."""
     path = Path(chosen.path)
-    agent = load_agent(path / CHECKPOINT if checkpoint.exists(path / CHECKPOINT) else path)
+    agent = _load(path)
     env = chosen.env or agent.problem.env_id
     if env is None:
         raise ConfigError(f"{path} does not say which environment it belongs to: give --env.")
     return agent, env
+
+
+def _load(path: Path) -> Agent[Any]:
+    """Return the agent of the run or checkpoint at `path`."""
+    return load_agent(path / CHECKPOINT if checkpoint.exists(path / CHECKPOINT) else path)
 
 
 def _report(chosen: argparse.Namespace) -> None:

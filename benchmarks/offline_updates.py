@@ -32,6 +32,7 @@ import torch
 RESULTS = Path(__file__).parent / "results" / "offline_updates"
 THREADS = 2
 D_S, D_A, BATCH = 11, 3, 256
+VARIANTS = ["float32", "bf16", "compiled"]
 # The same work on both sides: batch 256, two hidden layers of 256, layer norm in ReBRAC's critics, and for CQL ten
 # actions of each kind and a tuned weight of the penalty.
 OURS: dict[str, dict[str, Any]] = {
@@ -214,6 +215,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--prdc-rows", type=int, default=1_000_000)
     parser.add_argument("--prdc-steps", type=int, default=30_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4], help="of ours; d3rlpy trains one at a time")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="of ours")
     parser.add_argument("--only", default="", help="only these algorithms, separated by commas")
     parser.add_argument("--skip", default="", help="'updates' or 'prdc' to leave that part out")
     parser.add_argument("--child", nargs=argparse.REMAINDER)
@@ -248,18 +251,18 @@ def main() -> None:
 
 
 def updates(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Measure each algorithm with 1 and 4 seeds: d3rlpy, ours, ours in bf16, round by round."""
+    """Measure each algorithm with each number of seeds: d3rlpy, then the variants of ours, round by round."""
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(chosen.rounds):
         for algorithm in OURS if not chosen.only else chosen.only.split(","):
             # d3rlpy trains one seed at a time: four of its runs take four times as long as one.
             peer = child(chosen.peer, "d3rlpy", algorithm, chosen.rows, chosen.steps)
-            for seeds in (1, 4):
+            for seeds in chosen.seeds:
                 row = found.setdefault(f"{algorithm}, {seeds} seed{'s' * (seeds > 1)}", {})
                 row.setdefault("d3rlpy", []).append(peer / seeds)
-                for precision in ("float32", "bf16", *(["compiled"] if algorithm == "td3_bc" else [])):
-                    rate = child(sys.executable, "ours", algorithm, seeds, precision, chosen.rows, chosen.steps)
-                    row.setdefault(f"ours {precision}", []).append(rate)
+                for variant in chosen.variants:
+                    rate = child(sys.executable, "ours", algorithm, seeds, variant, chosen.rows, chosen.steps)
+                    row.setdefault(f"ours {variant}", []).append(rate)
                 if algorithm == "td3_bc":
                     rate = child(sys.executable, "products", seeds, chosen.steps)
                     row.setdefault("bare products (torch.mm)", []).append(rate)
@@ -279,17 +282,24 @@ def whole_runs(chosen: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
 
 
 def write(name: str, about: dict[str, Any], found: dict[str, dict[str, list[float]]]) -> None:
-    """Write the raw rates as JSON and the medians with their ratio to the first column as a table."""
+    """Write the raw rates as JSON; as a table them, and their ratios to the first variant of the same round."""
     (RESULTS / f"{name}.json").write_text(json.dumps(about | {"updates_per_second": found}, indent=2) + "\n")
-    lines = ["| what | variant | updates/s: min | median | max | median / first |", "|---|---|---|---|---|---|"]
+    from corollary.core.report import markdown_table
+
+    header = ["what", "variant", "rounds", "updates/s: median [range]", "ratio to the first, round by round"]
+    cells = []
     for what, row in found.items():
-        base = statistics.median(next(iter(row.values())))
+        first = next(iter(row.values()))
         for variant, rates in row.items():
-            low, median, high = min(rates), statistics.median(rates), max(rates)
-            lines.append(f"| {what} | {variant} | {low:.1f} | {median:.1f} | {high:.1f} | {median / base:.2f} |")
+            ratios = [rate / base for rate, base in zip(rates, first, strict=False)]
+            spreads = (
+                f"{statistics.median(each):.{n}f} [{min(each):.{n}f}, {max(each):.{n}f}]"
+                for each, n in ((rates, 1), (ratios, 2))
+            )
+            cells.append([what, variant, str(len(rates)), *spreads])
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
     settings = ", ".join(f"{key} {about[key]}" for key in ("threads", "batch", "rows", "steps"))
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + f"\n\n{settings}. {versions}.\n")
+    (RESULTS / f"{name}.md").write_text(f"{markdown_table(header, cells, n_names=2)}\n\n{settings}. {versions}.\n")
 
 
 if __name__ == "__main__":

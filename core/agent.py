@@ -157,6 +157,17 @@ class Agent(ABC, Generic[C]):
     def load_extra_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`extra_tensors` returned."""
 
+    def card(self) -> dict[str, Any]:
+        """Return what ``run.json`` says of this agent, JSON-able."""
+        return {
+            "algorithm": self.algorithm,
+            "preset": self.preset,
+            "config": dataclasses.asdict(self.config),
+            "seeds": list(self.seeds),
+            "precision": self.precision,
+            "device": str(self.device),
+        }
+
     @property
     def clock(self) -> int:
         """What run logs count: gradient steps on a dataset, steps per seed in an environment."""
@@ -275,6 +286,12 @@ class Agent(ABC, Generic[C]):
         tensors |= {f"extra/{name}": t for name, t in self.extra_tensors().items()}
         return self.description(), tensors
 
+    def lean_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return :meth:`state` without what was experienced: enough to act, and :meth:`from_state` takes it too."""
+        description, tensors = self.state()
+        experience = tuple(f"extra/{kind}/" for kind in ("buffer", "environments", "experience", "replay"))
+        return description, {name: tensor for name, tensor in tensors.items() if not name.startswith(experience)}
+
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> Self:
         """Make an agent from what :meth:`state` returned."""
@@ -285,7 +302,7 @@ class Agent(ABC, Generic[C]):
             _load_optimizer_tensors(optimizer, below(f"optimizer/{name}/", tensors))
         agent.load_extra_tensors(below("extra/", tensors))
         agent.step = config["step"]
-        if not _is_whole(agent.step) or agent.step < 0:
+        if not is_whole(agent.step) or agent.step < 0:
             raise ValueError(f"its step is {agent.step!r}")
         return agent
 
@@ -416,16 +433,19 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
     chosen: tuple[int, ...] = ()
-    if _is_whole(seeds):
+    if is_whole(seeds):
         chosen = tuple(range(operator.index(seeds)))  # type: ignore[arg-type]
-    elif isinstance(seeds, Sequence | np.ndarray) and np.ndim(seeds) == 1 and all(map(_is_whole, seeds)):
+    elif isinstance(seeds, Sequence | np.ndarray) and np.ndim(seeds) == 1 and all(map(is_whole, seeds)):
         chosen = tuple(map(operator.index, seeds))
-    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
-        raise ConfigError(f"seeds must be a positive number or a list of different seeds >= 0; got {seeds!r}.")
+    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0 or max(chosen) >= 2**64:
+        raise ConfigError(
+            f"seeds must be a positive number or a list of different seeds >= 0 and < 2**64; got {seeds!r}."
+        )
     return chosen
 
 
-def _is_whole(number: object) -> bool:
+def is_whole(number: object) -> bool:
+    """Whether it is an integer of Python or NumPy, and no bool."""
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 

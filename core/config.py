@@ -13,6 +13,7 @@ from .dataset import View
 from .errors import ConfigError, suggest
 
 C = TypeVar("C")
+Sampling = Literal["uniform", "return", "advantage"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Config:
     def __post_init__(self) -> None:
         """Check types; subclasses check ranges after calling this."""
         for f in dataclasses.fields(self):
-            self.require(f.name, _fits(getattr(self, f.name), f.type), f"of type {_name(f.type)}")
+            value = getattr(self, f.name)
+            finite = ", finite" if isinstance(value, float) and not math.isfinite(value) else ""
+            self.require(f.name, _fits(value, f.type), f"of type {_name(f.type)}{finite}")
 
     def require(self, name: str, holds: bool, allowed: str) -> None:
         """Raise a :class:`ConfigError` naming the field, its value and the allowed range unless `holds`."""
@@ -74,7 +77,7 @@ class OfflineConfig(Config):
     state_transform: str = "standardize"
     reward_transform: str | tuple[str, ...] = "none"
     view: View = "full"
-    sampling: Literal["uniform", "return", "advantage"] = "uniform"
+    sampling: Sampling = "uniform"
     sampling_temperature: float = 0.1
     sampling_per: Literal["transition", "trajectory"] = "transition"
     weighting: Literal["sample", "loss"] = "sample"
@@ -85,6 +88,8 @@ class OfflineConfig(Config):
         self.require("batch_size", self.batch_size >= 1, "at least 1")
         self.require("hidden", len(self.hidden) >= 1 and min(self.hidden) >= 1, "one or more positive widths")
         self.require("sampling_temperature", self.sampling_temperature > 0, "> 0")
+        reweighted = self.sampling != "uniform"
+        self.require("weighting", reweighted or self.weighting == "sample", "'sample' unless sampling reweights rows")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 from .columns import action_fields, as_flags, check_finite, check_successors, checked_columns, interleave
 from .errors import ConfigError, DataError, suggest
 from .files import replacing
-from .scores import normalized_score
+from .scores import REFERENCE_RETURNS, normalized_score
 from .transitions import Batch, Transitions
 
 __all__ = [
@@ -77,7 +77,9 @@ class DatasetInfo:
     Attributes:
         name: short name, used in messages, run directories and tables.
         env_id: Gymnasium id of the environment that produced the data, if any.
-        ref_min_score: mean undiscounted return of a random policy, the 0 of the normalised score.
+        ref_min_score: mean undiscounted return of a random policy, the 0 of the normalised score. Without this and
+            the next, a dataset made from arrays or episodes takes both from `corollary.core.scores` where that has
+            them for `env_id`.
         ref_max_score: mean undiscounted return of an expert, the 100 of the normalised score.
         score_source: where the two references come from; scores with different sources are not comparable.
         description: one or two sentences for people.
@@ -222,7 +224,8 @@ class Dataset:
             action_low: lower bound of continuous actions, a number or ``[d_a]``.
             action_high: upper bound, likewise.
             n_actions: number of discrete actions; by default one more than the largest that occurs.
-            info: what the data is; by default only the name ``"arrays"``.
+            info: what the data is; by default only the name ``"arrays"``. Where it has no reference returns and
+                `corollary.core.scores` has them for its `env_id`, they are filled in, and `score_source` says so.
 
         Raises:
             DataError: bad columns, flags or values, naming column and row.
@@ -260,7 +263,7 @@ class Dataset:
             episode_starts=starts,
             final_obs_known=np.full(len(starts), next_observations is not None),
             **action_fields(columns["actions"].copy(), action_low, action_high, n_actions),
-            info=info or DatasetInfo("arrays"),
+            info=_with_references(info or DatasetInfo("arrays")),
         )
 
     @classmethod
@@ -301,7 +304,7 @@ class Dataset:
             episode_starts=(np.cumsum(lengths) - lengths).astype(np.int64),
             final_obs_known=np.ones(len(lengths), dtype=np.bool_),
             **action_fields(joined["actions"], action_low, action_high, n_actions),
-            info=info or DatasetInfo("episodes"),
+            info=_with_references(info or DatasetInfo("episodes")),
         )
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -687,6 +690,17 @@ class Dataset:
 # ------------------------------------------------------------------------------------------------------------
 # Shared by the loaders
 # ------------------------------------------------------------------------------------------------------------
+
+
+def _with_references(info: DatasetInfo) -> DatasetInfo:
+    """Fill in the reference returns of the environment where `info` has none and they are known."""
+    environment = (info.env_id or "").rpartition(":")[2]  # the id may name the module that registers it
+    reference = REFERENCE_RETURNS.get(environment)
+    if reference is None or (info.ref_min_score, info.ref_max_score) != (None, None):
+        return info
+    return dataclasses.replace(
+        info, ref_min_score=reference.min, ref_max_score=reference.max, score_source=reference.source
+    )
 
 
 def _episode_columns(episode: Episode) -> dict[str, NDArray[Any]]:

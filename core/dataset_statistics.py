@@ -317,7 +317,7 @@ def describe(dataset: Dataset, reference: Dataset | None = None) -> dict[str, An
     ``trajectory_quality`` is None without reference returns, ``saco`` and ``concentrability`` without a `reference`
     set; the cells of coverage are those between the limits of `reference`, or else of the set itself. Concentrability
     is that of the policy which collected `reference`, for several numbers of bins per dimension; what is infinite,
-    because the data misses something of the reference, is None.
+    because the data misses something of the reference, is the string ``"Infinity"``, as in run directories.
 
     Raises:
         DataError: if `reference` is not of the same task.
@@ -345,7 +345,9 @@ def describe(dataset: Dataset, reference: Dataset | None = None) -> dict[str, An
         }
         found = {bins: empirical_concentrability(reference, dataset, bins) for bins in COARSE_BINS}
         summary["concentrability"] = {
-            f"{bins} bins": {name: value if np.isfinite(value) else None for name, value in ratios._asdict().items()}
+            f"{bins} bins": {
+                name: value if np.isfinite(value) else "Infinity" for name, value in ratios._asdict().items()
+            }
             for bins, ratios in found.items()
         }
     return summary

@@ -799,8 +799,12 @@ def _registered(env: SingleEnv | BatchEnv) -> str | None:
 
 
 def is_known(env_id: str | None) -> bool:
-    """Whether gymnasium has this id, or it names the module that registers it."""
-    return env_id is not None and (":" in env_id or env_id in gymnasium.registry)
+    """Whether gymnasium can make this id, as far as can be told before, or it names the module that registers it."""
+    if env_id is None or ":" in env_id:
+        return env_id is not None
+    # Hopper-v2 and its like stay registered, with a function that raises.
+    entry = getattr(gymnasium.registry.get(env_id), "entry_point", None)
+    return entry is not None and not getattr(entry, "__name__", "").startswith("_raise")
 
 
 def is_same_environment(one: str | None, other: str | None) -> bool:

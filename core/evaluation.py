@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..kernels.streams import RandomStream
+from .agent import is_whole
 from .environments import environment_id, environment_name, has_time_limit, make_single, raised, require_distinct
 from .errors import CorollaryError
 
@@ -84,11 +85,12 @@ def evaluate(
         EnvironmentMismatchError: if the environment cannot be made, or its spaces differ from those the agent was
             trained for.
         ConfigError: if a function returns the same environment twice.
-        CorollaryError: if `episodes` or `parallel` is not positive, or the environment raises, gives an observation or
-            a reward that is not finite, or without a time limit lets an episode go on for 100 000 steps.
+        CorollaryError: if `episodes` or `parallel` is not positive, a policy gives an action that is not finite, or the
+            environment raises, gives an observation or a reward that is not finite, or without a time limit lets an
+            episode go on for 100 000 steps.
     """
-    if episodes < 1:
-        raise CorollaryError(f"evaluate needs at least one episode; got episodes={episodes}.")
+    if not is_whole(episodes) or episodes < 1:
+        raise CorollaryError(f"evaluate needs at least one episode, a whole number; got episodes={episodes!r}.")
     if parallel < 1:
         raise CorollaryError(f"evaluate needs at least one environment; got parallel={parallel}.")
     n_seeds = len(agent.seeds)
@@ -165,8 +167,15 @@ def _play(
             row = int(np.argwhere(~np.isfinite(encoded))[0, 0])
             raise _not_finite("observation", observations[row], place(*playing[row][1:]))
         actions = _act(agent, playing, encoded, stream, next(rounds))
+        if actions.dtype.kind == "f" and not np.isfinite(actions).all():
+            row = int(np.argwhere(~np.isfinite(actions))[0, 0])
+            raise CorollaryError(
+                f"{place(*playing[row][1:])}: the action {actions[row]} of the policy of training seed "
+                f"{agent.seeds[playing[row][1]]} is not finite: its training has diverged, so load an earlier "
+                "checkpoint or train anew with smaller step sizes."
+            )
         still, still_observations, free = [], [], []
-        for (env, seed_index, episode), action in zip(playing, actions, strict=True):
+        for (env, seed_index, episode), action in zip(playing, agent.decode(actions), strict=True):
             try:
                 obs, reward, terminated, truncated, _ = env.step(action)
             except Exception as error:
@@ -200,8 +209,8 @@ def _act(
     encoded: NDArray[Any],
     stream: RandomStream | None,
     round_: int,
-) -> Sequence[Any]:
-    """Return one action per row of `encoded` from one batched call: rows are grouped by policy and padded."""
+) -> NDArray[Any]:
+    """Return a row ``[d_a]`` per row of `encoded` from one batched call: rows are grouped by policy and padded."""
     rows_of: list[list[int]] = [[] for _ in agent.seeds]
     for row, (_, seed_index, _) in enumerate(playing):
         rows_of[seed_index].append(row)
@@ -214,4 +223,4 @@ def _act(
     actions = np.empty((len(playing), *acted.shape[2:]), acted.dtype)
     for seed_index, rows in enumerate(rows_of):
         actions[rows] = acted[seed_index, : len(rows)]
-    return agent.decode(actions)
+    return actions

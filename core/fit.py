@@ -1,13 +1,14 @@
 """The loop that agents learn from a dataset in: batches, logs, evaluations, checkpoints, progress, interruption."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from .dataset import Dataset
+from .errors import CorollaryError
 from .evaluation import EnvSource, check_environment
-from .loop import CHECKPOINT, Callback, Loop, check_counts, interruption, open_run, restore
+from .loop import CHECKPOINT, Callback, Loop, check_counts, checkpoint_interval, interruption, open_run, restore
 from .offline_agent import OfflineAgent
 from .progress import Progress
 
@@ -43,14 +44,16 @@ def fit(
         eval_episodes: episodes per seed and evaluation.
         log_every: gradient steps per log line; metrics are averaged over them and read once.
         run_dir: folder for ``run.json``, ``metrics.jsonl``, ``evaluations.jsonl`` and ``checkpoint/``.
-        save_every: gradient steps between checkpoints in `run_dir`; ``None`` for one at every evaluation and the end.
+        save_every: gradient steps between checkpoints in `run_dir`, beside the one at the end; ``None`` for one at
+            every evaluation, or every 10 000 steps of a run without `eval_every`.
         resume: continue the run in `run_dir` from its checkpoint, bit for bit, if it has one.
         progress: show a progress bar; ``None`` shows it on a terminal only.
         callbacks: called in order after each log interval and evaluation.
         command: what the caller was asked to do, JSON-able, kept in ``run.json`` so that it can be repeated.
 
     Raises:
-        ConfigError: if a count is not positive, or `resume` lacks a `run_dir`.
+        ConfigError: if a count is no positive whole number, `resume` lacks a `run_dir`, or the run to resume has taken
+            more than `n_steps`.
         CheckpointError: if the checkpoint to resume belongs to other settings or other data.
         EnvironmentMismatchError: before training, if the spaces of `eval_env` differ from the dataset's.
         KeyboardInterrupt: after Ctrl-C, once the step in progress is done and the checkpoint written.
@@ -58,15 +61,17 @@ def fit(
     check_counts(
         n_steps=n_steps, log_every=log_every, eval_every=eval_every, save_every=save_every, eval_episodes=eval_episodes
     )
-    agent.online_phase = False
-    if resume:
-        restore(agent, run_dir)
-    data = agent.prepare(dataset)
-    if eval_env is not None:
-        check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
-    target = n_steps if resume else agent.step + n_steps
-    card = _card(agent, dataset, target) | ({} if command is None else {"command": dict(command)})
-    writer = open_run(agent, run_dir, resume, card)
+    save_every = checkpoint_interval(save_every, eval_env, eval_every)
+    with _unchanged_if_refused(agent):
+        agent.online_phase = False
+        if resume:
+            restore(agent, run_dir)
+        data = agent.prepare(dataset)
+        if eval_env is not None:
+            check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
+        target = n_steps if resume else agent.step + n_steps
+        card = _card(agent, dataset, target) | ({} if command is None else {"command": dict(command)})
+        writer = open_run(agent, run_dir, resume, card)
     loop = Loop(agent, writer, eval_env, eval_episodes, callbacks)
     with interruption() as interrupted, writer or nullcontext(), Progress(agent, target, progress) as bar:
         while agent.step < target and not loop.stopped:
@@ -91,12 +96,22 @@ def fit(
                 raise KeyboardInterrupt
 
 
+@contextmanager
+def _unchanged_if_refused(agent: OfflineAgent[Any]) -> Iterator[None]:
+    """Take back what was changed, should the block raise: an agent must not stay bound to data that were refused."""
+    before = dict(vars(agent))
+    try:
+        yield
+    except CorollaryError:
+        vars(agent).clear()
+        vars(agent).update(before)
+        raise
+
+
 def _card(agent: OfflineAgent[Any], dataset: Dataset, n_steps: int) -> dict[str, Any]:
-    state = agent.description()
     return {
         "n_steps": n_steps,
         "env_id": dataset.info.env_id,
         "dataset": agent.dataset_card,
-        "transforms": {"reward": state["reward_transform"], "state": state["state_transform"]},
         "effective_sample_size": agent.sampler.effective_sample_size,
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .evaluation import EnvSource, check_environment
-from .loop import CHECKPOINT, Callback, Loop, check_counts, interruption, open_run, restore
+from .loop import CHECKPOINT, Callback, Loop, check_counts, checkpoint_interval, interruption, open_run, restore
 from .offline_agent import OfflineAgent
 from .online_agent import OnlineAgent
 from .progress import Progress
@@ -46,7 +46,8 @@ def learn(
         log_every: steps per log line; metrics are averaged over the iterations in between and read once.
         run_dir: folder for ``run.json``, ``metrics.jsonl``, ``episodes.jsonl``, ``evaluations.jsonl`` and
             ``checkpoint/``.
-        save_every: steps between checkpoints in `run_dir`; ``None`` for one at every evaluation and the end.
+        save_every: steps between checkpoints in `run_dir`, beside the one at the end; ``None`` for one at every
+            evaluation, or every 10 000 steps of a run without `eval_every`.
         resume: continue the run in `run_dir` from its checkpoint, if it has one; bit for bit where the environments
             can be restored (see :mod:`corollary.core.environments`).
         progress: show a progress bar; ``None`` shows it on a terminal only.
@@ -54,17 +55,20 @@ def learn(
         command: what the caller was asked to do, JSON-able, kept in ``run.json`` so that it can be repeated.
 
     Raises:
-        ConfigError: if `resume` lacks a `run_dir`.
+        ConfigError: if `resume` lacks a `run_dir`, or the run to resume has taken more than `n_steps`.
         CheckpointError: if the checkpoint to resume belongs to other settings, or to ``fit``.
         CorollaryError: if an environment raises or gives a number that is not finite; the last checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
     """
+    save_every = checkpoint_interval(save_every, eval_env, eval_every)
     if resume:
         restore(agent, run_dir)
     started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)
     card: dict[str, Any] = {"n_steps": target, "env_id": agent.environments.env_id}
-    if isinstance(agent, OfflineAgent) and agent.dataset_card is not None:
-        card["dataset"] = agent.dataset_card
+    if isinstance(agent, OfflineAgent):
+        card["began_at"] = {"gradient_steps": agent.step, "environment_steps": agent.clock}
+        if agent.dataset_card is not None:
+            card["dataset"] = agent.dataset_card
     if command is not None:
         card["command"] = dict(command)
     writer = open_run(agent, run_dir, resume, card)

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from . import checkpoint
-from .agent import Agent, Metrics
+from .agent import Agent, Metrics, is_whole
 from .errors import ConfigError
 from .evaluation import EnvSource, Evaluation, evaluate
 from .runs import CARD, RunWriter, versions
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHECKPOINT = "checkpoint"
+SAVE_EVERY = 10_000
+"""Steps between the checkpoints of a run that is not evaluated on its way."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Loop:
         self.steps_per_second = 0.0
         self.headline = ""
         self.stopped = False
+        self._broken: set[str] = set()
         self._logged_step = agent.clock
         self._started = self._interval_started = time.perf_counter()
 
@@ -88,8 +92,23 @@ class Loop:
         if self.writer is not None:
             lists = {name: values.tolist() for name, values in self.metrics.items()}
             self.writer.log_metrics(self.agent.clock, now - self._started, self.steps_per_second, lists)
+        self._warn()
         self._report(Report(self.agent.clock, self.metrics, None))
         self._interval_started = time.perf_counter()
+
+    def _warn(self) -> None:
+        """Warn once of each loss that is not finite: the other seeds may be well."""
+        for name, values in self.metrics.items():
+            broken = ~np.isfinite(values)
+            if name.endswith("loss") and name not in self._broken and broken.any():
+                self._broken.add(name)
+                seeds = ", ".join(str(seed) for seed, hit in zip(self.agent.seeds, broken, strict=True) if hit)
+                warnings.warn(
+                    f"{self.agent.algorithm} has diverged: at step {self.agent.clock} {name} is not finite (seed "
+                    f"{seeds}). Smaller step sizes or other reward and state transforms may help.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def evaluate(self) -> None:
         """Evaluate all seeds, write and report the result; the time it takes is not the learning's."""
@@ -117,8 +136,10 @@ def mean_metrics(pending: Sequence[Metrics]) -> "dict[str, NDArray[np.float64]]"
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise a :class:`ConfigError` for a number of steps or episodes below 1."""
+    """Raise a :class:`ConfigError` for a number of steps or episodes that is not whole, or below 1."""
     for name, value in counts.items():
+        if value is not None and not is_whole(value):
+            raise ConfigError(f"{name} must be a whole number, as int(1e5) is; got {value!r}.")
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1; got {value}.")
 
@@ -135,6 +156,17 @@ def restore(agent: Agent[Any], run_dir: str | Path | None) -> None:
     path = Path(run_dir) / CHECKPOINT
     if checkpoint.exists(path):
         agent.restore(path)
+    elif (Path(run_dir) / CARD).exists():
+        warnings.warn(
+            f"{run_dir} has no checkpoint yet: the run starts anew, from step {agent.clock}, and its logs with it.",
+            stacklevel=4,
+        )
+
+
+def checkpoint_interval(save_every: int | None, eval_env: EnvSource | None, eval_every: int | None) -> int | None:
+    """Return the steps between checkpoints; ``None`` for one at every evaluation."""
+    evaluated = eval_env is not None and eval_every is not None
+    return SAVE_EVERY if save_every is None and not evaluated else save_every
 
 
 def open_run(agent: Agent[Any], run_dir: str | Path | None, resume: bool, card: Mapping[str, Any]) -> RunWriter | None:
@@ -142,12 +174,7 @@ def open_run(agent: Agent[Any], run_dir: str | Path | None, resume: bool, card: 
     if run_dir is None:
         return None
     about = {
-        "algorithm": agent.algorithm,
-        "preset": agent.preset,
-        "config": agent.description()["config"],
-        "seeds": list(agent.seeds),
-        "precision": agent.precision,
-        "device": str(agent.device),
+        **agent.card(),
         **card,
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -49,6 +49,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from . import checkpoint
+from .agent import is_whole
 from .collect import collect, derived_seed, isolated_generators
 from .d4rl import load_d4rl
 from .dataset import Dataset, DatasetInfo, Episode, open_hdf5
@@ -698,6 +699,8 @@ def make_dataset(
     for option, value in {**asdict(recipe), "rows": rows}.items():
         if option not in ("env_id", "seed", "learning_starts") and value < 1:
             raise ConfigError(f"{option} must be at least 1; got {value}")
+    if not is_whole(seed) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number in [0, 2**32); got {seed!r}")
     fraction = medium_fraction(env_id) if f is None else f
     medium_level(0.0, 1.0, fraction)  # refuses a bad f before hours of training
     out_dir = Path(out_dir)

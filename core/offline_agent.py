@@ -371,10 +371,14 @@ class OfflineAgent(Agent[C]):
         expected = {"observation": (self.problem.observation_dim,), "action": (self.problem.action_dim,)}
         for kind, space in (("observation", observation_space), ("action", action_space)):
             if not isinstance(space, gymnasium.spaces.Box) or space.shape != expected[kind]:
+                remedy = "use the environment that the data came from"
+                remedy += f" ({self.problem.env_id})" if self.problem.env_id else ""
+                flat = space.is_np_flattenable and (gymnasium.spaces.flatdim(space),) == expected[kind]
+                if kind == "observation" and flat:
+                    remedy = "wrap the environment in gymnasium.wrappers.FlattenObservation"
                 raise EnvironmentMismatchError(
                     f"{name} has {kind} space {space}, but the dataset {self.problem.dataset!r} has {kind}s of shape "
-                    f"{expected[kind]}: use the environment that the data came from"
-                    + (f" ({self.problem.env_id})." if self.problem.env_id else ".")
+                    f"{expected[kind]}: {remedy}."
                 )
         low, high = action_space.low, action_space.high  # type: ignore[attr-defined]
         if not self._has_bounds(low, high):
@@ -387,6 +391,16 @@ class OfflineAgent(Agent[C]):
         return np.allclose(low, self.problem.action_low) and np.allclose(high, self.problem.action_high)
 
     # -------------------------------------------------------------------------------------------- exact state
+
+    def card(self) -> dict[str, Any]:
+        """Return what ``run.json`` says, the transforms' constants and the settings of `learn` included."""
+        found = super().card()
+        if self._problem is not None:
+            description = self.description()
+            found["transforms"] = {kind: description[f"{kind}_transform"] for kind in ("reward", "state")}
+        if self.online_phase:
+            found["fine_tuning"] = self._lived.description()["settings"]
+        return found
 
     def description(self) -> dict[str, Any]:
         """Return all that `config.json` of a checkpoint says: settings, seeds, step, problem, transforms."""
@@ -419,6 +433,11 @@ class OfflineAgent(Agent[C]):
             agent.experience = Experience.from_description(agent, description["experience"])
         return agent
 
+    def lean_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state as before the first `learn`."""
+        description, tensors = super().lean_state()
+        return description | {"online_phase": False, "experience": None}, tensors
+
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return the experience, if there is any."""
         if self.experience is None:
@@ -437,6 +456,12 @@ class OfflineAgent(Agent[C]):
             return
         if not loaded.online_phase:
             raise CheckpointError(f"{path} holds a run of fit, which learn cannot resume: choose another run_dir.")
+        settings, former = (a._lived.description()["settings"] for a in (self, loaded))
+        for name, value in settings.items():
+            if value != former[name]:
+                raise CheckpointError(
+                    f"{path} belongs to another run: its {name} is {former[name]!r}, here it is {value!r}."
+                )
         ours, theirs = ((a._reward_transform, a._state_transform) for a in (self, loaded))
         if self.data is not None and ours != theirs:
             raise CheckpointError(

@@ -80,7 +80,7 @@ def learning_curves(
     level: float = 0.95,
     styles: Mapping[str, Style] | None = None,
 ) -> "Figure":
-    """Score over gradient steps: one panel per task, one colour per algorithm.
+    """Score over gradient or environment steps, whichever the runs count: one panel per task, one colour per algorithm.
 
     The thick line is the statistic over training runs at each step where all of them were evaluated, the band
     its bootstrap interval at that step (none for a single run), and each thin line one training run.
@@ -115,11 +115,22 @@ def learning_curves(
             panel.set_title(task, wrap=True)
             panel.set_ylabel(here[0].score_name)
             if place + columns >= len(tasks):  # nothing below it
-                panel.set_xlabel("gradient steps")
+                panel.set_xlabel(_step_name(groups))
             panel.xaxis.set_major_formatter(_thousands)
             panel.set_xlim(left=0)
         _finish(figure, ax, lines, _counts(groups), out)
     return figure
+
+
+def _step_name(groups: Sequence[Group]) -> str:
+    """What the runs count, as axis label."""
+    lived = {_counts_environment_steps(run) for group in groups for run in group.runs}
+    return "steps" if len(lived) == 2 else "environment steps" if lived == {True} else "gradient steps"
+
+
+def _counts_environment_steps(run: Run) -> bool:
+    """Whether the run learnt from an environment; the last two are entries that `learn` of an offline agent writes."""
+    return run.algorithm.startswith("online.") or "began_at" in run.card or "fine_tuning" in run.card
 
 
 def _draw_curve(ax: "Axes", group: Group, statistic: Statistic, level: float, style: Style) -> "Line2D":

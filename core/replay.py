@@ -108,6 +108,10 @@ class Replay:
         filled = int(self.sizes.max())
         return {"rows": self._by_seed[:, :filled], "added": self._added.squeeze(1)}
 
+    def empty_state(self) -> dict[str, Tensor]:
+        """Return what :meth:`state` does before the first row."""
+        return {"rows": self._by_seed[:, :0], "added": torch.zeros_like(self._added.squeeze(1))}
+
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`state` returned.
 

@@ -47,13 +47,13 @@ class Row:
         task: Name of the dataset; with what sets it apart, where one name stands for several.
         env_id: The environment of the evaluations.
         runs: Number of training runs R.
-        steps: Gradient steps at the last evaluation: the fewest and the most of any run.
+        steps: Steps at the last evaluation (gradient steps offline, environment steps per seed online): the fewest and
+            the most of any run.
         score_name: Unit of the scores: ``"normalised score"`` or ``"return"``.
         last: IQM over runs of the last score, with its 95 % bootstrap interval.
         best: The same of each run's best score, which is selected and hence biased upwards.
-        steps_per_second: Steps per second (gradient steps offline, environment steps online) of one run directory,
-            all its seeds advancing together
-            (median over log lines, then over directories); nan if no metrics were logged.
+        steps_per_second: Such steps per second of one run directory, all its seeds advancing together (median over
+            log lines, then over directories); nan if no metrics were logged.
     """
 
     algorithm: str

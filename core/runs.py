@@ -51,10 +51,20 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "seeds": list,
     "dataset": (dict, NoneType),
+    "base": (dict, NoneType),
     "versions": (dict, NoneType),
 }
 # A resumed run must be the same run: these parts of the card may not differ from those on disk.
-_IDENTITY = ("algorithm", "config", "seeds", "precision", "dataset.fingerprint", "env_id")
+_IDENTITY = (
+    "algorithm",
+    "config",
+    "seeds",
+    "precision",
+    "dataset.fingerprint",
+    "env_id",
+    "base.fingerprint",
+    "fine_tuning",
+)
 
 
 def versions() -> dict[str, str]:
@@ -101,7 +111,7 @@ class RunWriter:
 
     Raises:
         ConfigError: `run_dir` holds a run and `resume_step` is None; or the card differs from the one on
-            disk.
+            disk, or asks for fewer steps than were taken.
         DataError: `card` lacks an entry or is no JSON data; a file of the run to resume is missing or
             damaged.
     """
@@ -139,6 +149,14 @@ class RunWriter:
                     f"{self.path} is another run: its {_first_difference(key, was, now)}. Resume with the "
                     "settings it was started with, or choose another run directory."
                 )
+        planned, asked = old.get("n_steps"), card.get("n_steps")
+        if planned is not None and asked is not None and asked < min(step, planned):
+            raise ConfigError(
+                f"{self.path} has taken {step} of {planned} steps: resumed, it cannot end at {asked}. n_steps is the "
+                "total to reach."
+            )
+        if planned is not None and asked == planned <= step:  # it is complete, and stays as it is
+            return
         resumed = {key: card[key] for key in ("created", "command", "versions") if key in card}
         old |= {key: card[key] for key in ("n_steps",) if key in card}
         old["resumed"] = [*old.get("resumed", ()), {"step": step, **resumed}]
@@ -601,7 +619,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """
     runs = [run for run in runs if run.evaluations]
     tasks = _distinct_names([_task_name(run) for run in runs], [_task_identity(run) for run in runs])
-    identities = [_variant_identity(run) for run in runs]
+    identities = [_variant_identity(run.card) for run in runs]
     labels = _distinct_names([run.algorithm for run in runs], identities, within=tasks)
     groups: dict[tuple[str, str], list[Run]] = {}
     for run, task, label in zip(runs, tasks, labels, strict=True):
@@ -647,12 +665,16 @@ def _task_identity(run: Run) -> dict[str, str]:
     }
 
 
-def _variant_identity(run: Run) -> dict[str, str]:
-    parts = ("config", "precision", "transforms", "reward_transform", "state_transform")
+def _variant_identity(card: Card) -> dict[str, str]:
+    parts = ("config", "precision", "transforms", "reward_transform", "state_transform", "began_at", "fine_tuning")
     identity: dict[str, str] = {}
     for part in parts:
-        identity |= flatten(part, run.card[part]) if part in run.card else {}
-    return {name.removeprefix("config."): value for name, value in identity.items()}
+        identity |= flatten(part, card[part]) if part in card else {}
+    identity = {name.removeprefix("config."): value for name, value in identity.items()}
+    if (base := card.get("base")) is not None:  # bases of other seeds are repetitions, those of other kinds are not
+        identity |= {"base": str(base.get("algorithm"))}
+        identity |= {f"base.{name}": value for name, value in _variant_identity(base).items()}
+    return identity
 
 
 def flatten(name: str, value: Any) -> dict[str, str]:

@@ -27,7 +27,7 @@ Deviations and choices:
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from ..kernels.streams import RandomStream
-from .config import OfflineConfig
+from .config import OfflineConfig, Sampling
 from .dataset import Dataset
 from .dataset_statistics import effective_sample_size
 from .errors import DataError
@@ -115,6 +115,24 @@ def row_probabilities(dataset: Dataset, config: OfflineConfig, rewards: RewardTr
         exponent_N -= np.log(np.bincount(episode_N)[episode_N])
     probability: NDArray[np.float64] = softmax(exponent_N)
     return probability
+
+
+def effective_sample_sizes(dataset: Dataset) -> dict[str, float | None]:
+    """Return what each way of `sampling`, otherwise with its defaults, leaves of the rows: their effective number.
+
+    Rewards are as recorded; ``"advantage"`` is None where there are too few episodes for it.
+    """
+    recorded, found = RewardTransform("none", 1.0, 0.0), dict[str, float | None]()
+    for kind in get_args(Sampling):
+        config = OfflineConfig(sampling=kind)
+        try:
+            probability = row_probabilities(dataset, config, recorded)
+        except DataError:
+            found[kind] = None
+            continue
+        rows = len(dataset.view_rows(config.view))
+        found[kind] = float(rows) if probability is None else effective_sample_size(probability)
+    return found
 
 
 def trajectory_scores(

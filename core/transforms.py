@@ -136,7 +136,10 @@ def _named(name: str, dataset: Dataset, before: RewardTransform) -> RewardTransf
     returns = before.scale * returns + before.shift * lengths
     span = float(returns.max() - returns.min())
     if span == 0.0:
-        raise DataError(f"{name}: all episodes of {dataset.info.name} have the same return, so their range is 0")
+        raise DataError(
+            f"{name}: all episodes of {dataset.info.name} have the same return, so their range is 0: "
+            "take another reward_transform, for instance 'none'"
+        )
     return RewardTransform(name, 1000.0 / span, 0.0)
 
 

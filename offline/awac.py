@@ -21,6 +21,8 @@ Deviations and choices:
    critics from before the step, here those from after it (CORL's).
 3. The authors take 25 000 (hand) to 50 000 (MuJoCo) steps of this update before the first environment step, with
    batches of 128; the 1024 of ``"mujoco"`` are those of the steps in the environment.
+4. By default every row with a known successor is used; CORL's runs had D4RL's q-learning rows,
+   ``view="d4rl_qlearning"``.
 """
 
 from dataclasses import dataclass

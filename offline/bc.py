@@ -11,6 +11,8 @@ Deviations and choices:
 1. Other papers clone with a Gaussian's log-likelihood; this is the deterministic regression of CORL and TD3+BC.
 2. Trajectories are the dataset's true episodes. CORL cuts D4RL's transition view every 1000 rows, where timeout rows
    are missing, so its trajectories drift over episode borders.
+3. By default every row with a known successor is used, of the kept trajectories with 10%BC; CORL's runs had D4RL's
+   q-learning rows, ``view="d4rl_qlearning"``.
 """
 
 from dataclasses import dataclass

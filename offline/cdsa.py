@@ -168,13 +168,13 @@ class CDSA(OfflineAgent[CDSAConfig]):
 
     Args:
         seeds: as for every offline agent.
-        base: a trained agent with continuous actions, whose policy is corrected; a copy of it as it is now becomes
-            part of this agent and its checkpoints. It has one seed, shared by all, or as many as this agent. ``None``
-            trains behaviour cloning along.
+        base: a trained agent with continuous actions, whose policy is corrected; a copy of it as it is now, without its
+            experience, becomes part of this agent and its checkpoints. It has one seed, shared by all, or as many as
+            this agent. ``None`` trains behaviour cloning along.
         preset, device, precision, **options: as for every offline agent.
 
     Raises:
-        ConfigError: if `base` has another number of seeds.
+        ConfigError: if `base` is no trained agent, or has another number of seeds.
     """
 
     algorithm: ClassVar[str] = "offline.cdsa"
@@ -196,15 +196,20 @@ class CDSA(OfflineAgent[CDSAConfig]):
         super().__init__(seeds, preset=preset, device=device, precision=precision, **options)
         self.trains_base = base is None
         if base is None:
-            shared = {name: getattr(self.config, name) for name in ("hidden", "batch_size", "state_transform", "view")}
-            self.base = BC(self.seeds, device=device, precision=precision, **shared)
+            self.base = self._new_cloning()
             return
+        if not isinstance(base, Agent):
+            raise ConfigError(f"base must be a trained agent, as corollary.load_agent(path) gives; got {base!r}.")
         if len(base.seeds) not in (1, len(self.seeds)):
             raise ConfigError(
                 f"The base has {len(base.seeds)} seeds and CDSA {len(self.seeds)}: give both as many, or the base one."
             )
-        description, tensors = base.state()
+        description, tensors = base.lean_state()
         self.base = type(base).from_state(description, {n: t.clone() for n, t in tensors.items()}, self.device)
+
+    def _new_cloning(self) -> BC:
+        shared = {name: getattr(self.config, name) for name in ("hidden", "batch_size", "state_transform", "view")}
+        return BC(self.seeds, device=self.device, precision=self.precision, **shared)
 
     def prepare(self, dataset: Dataset) -> Transitions:
         """Choose, transform and move the data, for the base that is trained along too.
@@ -215,6 +220,8 @@ class CDSA(OfflineAgent[CDSAConfig]):
         """
         data = super().prepare(dataset)
         if self.trains_base:
+            if self.step == 0:  # what was prepared for data that were then refused is not changed, but replaced
+                self.base = self._new_cloning()
             assert isinstance(self.base, BC)
             self.base.prepare(dataset)
             self.base.data = None  # it learns from the batches drawn here
@@ -323,6 +330,12 @@ class CDSA(OfflineAgent[CDSAConfig]):
         description, tensors = super().state()
         return description, tensors | {f"base/{name}": tensor for name, tensor in self.base.state()[1].items()}
 
+    def lean_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state without what this agent or its base experienced."""
+        (description, tensors), (base, base_tensors) = super().lean_state(), self.base.lean_state()
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("base/")}
+        return description | {"base": base}, tensors | {f"base/{name}": tensor for name, tensor in base_tensors.items()}
+
     @classmethod
     def from_state(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device) -> Self:
         """Make an agent from what :meth:`state` returned."""
@@ -338,6 +351,11 @@ class CDSA(OfflineAgent[CDSAConfig]):
         if len(self.base.seeds) > 1:
             chosen.base = self.base.select(index)
         return chosen
+
+    def card(self) -> dict[str, Any]:
+        """Return what ``run.json`` says, of the base too unless it is trained along."""
+        base = {} if self.trains_base else {"base": self.base.card() | {"fingerprint": self._base_name()}}
+        return super().card() | base
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"base": "behaviour cloning" if self.trains_base else self._base_name()}

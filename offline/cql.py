@@ -34,6 +34,8 @@ Deviations and choices:
 6. Cal-QL's authors compute the returns of experienced rows too, once their episode has ended; CORL takes 0 for them.
    Here they have no bound. A cut episode counts as if nothing came after it (theirs); `sparse_reward` makes one of
    nothing but the lowest reward go on for ever (theirs on AntMaze and Adroit).
+7. By default every row with a known successor is used; CORL's runs had D4RL's q-learning rows,
+   ``view="d4rl_qlearning"``.
 """
 
 import math
@@ -131,6 +133,11 @@ class CQLConfig(OfflineConfig):
         self.require("entropy_coef", self.entropy_coef is None or self.entropy_coef >= 0, ">= 0, or None")
         alone = not self.backup_entropy or self.max_backup == "none"
         self.require("backup_entropy", alone, "False where max_backup takes the best of several actions")
+        tuned = self.entropy_coef is None or self.target_entropy is None
+        self.require("target_entropy", tuned, "None where entropy_coef is fixed")
+        for name, unused in (("gap_scale", "difference"), ("initial_multiplier", 1.0)):
+            lagrangian = self.target_gap is not None or getattr(self, name) == unused
+            self.require(name, lagrangian, f"{unused!r} unless there is a target_gap")
         self.require("conservative_weight", self.conservative_weight >= 0, ">= 0")
         self.require("n_actions", self.n_actions >= 1, ">= 1")
         self.require("bc_steps", self.bc_steps >= 0, ">= 0")

@@ -20,6 +20,8 @@ Deviations and choices:
 2. beta~ is that of s and not of s' in next actions too, as in the released code.
 3. Initialisation and the scale of log sigma as in choice 3 of :mod:`corollary.offline.cql`; theirs are Flax's.
 4. Their locomotion configuration is the only one released: 2e6 gradient steps offline, 1e6 online.
+5. By default every row with a known successor is used; the authors' runs had D4RL's q-learning rows,
+   ``view="d4rl_qlearning"``.
 """
 
 from dataclasses import dataclass

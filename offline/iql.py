@@ -18,6 +18,8 @@ Deviations and choices:
 3. The policy's step size decays to 0 over `actor_lr_decay_steps`, and is whole again in `learn`; whoever goes on in the
    environment takes ``actor_lr_decay_steps=None`` from the beginning (the authors' fine-tuning has no decay).
 4. The density is a Gaussian with mean in the box, not squashed; samples are clipped to the box when they act.
+5. By default every row with a known successor is used; the authors' and CORL's runs had D4RL's q-learning rows,
+   ``view="d4rl_qlearning"``, which every preset sets.
 """
 
 from dataclasses import dataclass
@@ -62,6 +64,21 @@ def expectile_loss(residual: Tensor, expectile: float, weight: Tensor | None = N
     return weighted_mean(asymmetry * residual.square(), weight)
 
 
+_PUBLISHED = {"view": "d4rl_qlearning"}
+_ANTMAZE = {**_PUBLISHED, "expectile": 0.9, "beta": 10.0, "reward_transform": "antmaze_minus1"}
+_KITCHEN = {**_PUBLISHED, "beta": 0.5, "dropout": 0.1, "reward_transform": "none"}
+_CORL = {
+    **_PUBLISHED,
+    "state_transform": "standardize",
+    "reward_transform": "none",
+    "log_std_range": (-20.0, 2.0),
+    "action_margin": 0.0,
+    "init": "torch",
+    "value_order": "old",
+    "critic_reduction": "mean",
+}
+
+
 class IQL(AdvantageCloningAgent[IQLConfig]):
     """Implicit Q-learning (Kostrikov et al., 2022); see the module's head."""
 
@@ -69,48 +86,26 @@ class IQL(AdvantageCloningAgent[IQLConfig]):
     config_type = IQLConfig
     claims: ClassVar[tuple[str, ...]] = ("OFF-07b", "OFF-11a", "OFF-11b", "OFF-11c", "OFF-11g", "OFF-11h", "OFF-11i")
     presets: ClassVar[dict[str, Preset]] = {
-        "locomotion": Preset({}, "ikostrikov/implicit_q_learning, mujoco_config [code]"),
-        "antmaze": Preset(
-            {"expectile": 0.9, "beta": 10.0, "reward_transform": "antmaze_minus1"},
-            "ikostrikov/implicit_q_learning, antmaze_config [code]",
-        ),
+        "locomotion": Preset(_PUBLISHED, "ikostrikov/implicit_q_learning, mujoco_config [code]"),
+        "antmaze": Preset(_ANTMAZE, "ikostrikov/implicit_q_learning, antmaze_config [code]"),
         "antmaze-finetune": Preset(
-            {"expectile": 0.9, "beta": 10.0, "reward_transform": "antmaze_minus1", "actor_lr_decay_steps": None},
+            {**_ANTMAZE, "actor_lr_decay_steps": None},
             "ikostrikov/implicit_q_learning, antmaze_finetune_config: for learning in the environment after it [code]",
         ),
-        "kitchen": Preset(
-            {"beta": 0.5, "dropout": 0.1, "reward_transform": "none"},
-            "ikostrikov/implicit_q_learning, kitchen_config [code]",
-        ),
-        "adroit": Preset(
-            {"beta": 0.5, "dropout": 0.1, "reward_transform": "none"},
-            "ikostrikov/implicit_q_learning, same settings as kitchen [code]",
-        ),
-        "corl": Preset(
-            {
-                "state_transform": "standardize",
-                "reward_transform": "none",
-                "log_std_range": (-20.0, 2.0),
-                "action_margin": 0.0,
-                "init": "torch",
-                "value_order": "old",
-                "critic_reduction": "mean",
-            },
-            "corl-team/CORL iql.py, halfcheetah and walker2d [code]",
-        ),
+        "kitchen": Preset(_KITCHEN, "ikostrikov/implicit_q_learning, kitchen_config [code]"),
+        "adroit": Preset(_KITCHEN, "ikostrikov/implicit_q_learning, same settings as kitchen [code]"),
+        "corl": Preset(_CORL, "corl-team/CORL iql.py, halfcheetah and walker2d [code]"),
         "corl-hopper-medium": Preset(
-            {
-                "state_transform": "standardize",
-                "reward_transform": "return_range_corl",
-                "tau": 0.001,
-                "action_margin": 0.0,
-                "init": "torch",
-                "value_order": "old",
-                "critic_reduction": "mean",
-                "policy": "deterministic",
-            },
+            {**_CORL, "reward_transform": "return_range_corl", "tau": 0.001, "policy": "deterministic"},
             "corl-team/CORL iql.py, hopper-medium and hopper-medium-replay [code]",
         ),
+        "corl-hopper-medium-expert": Preset(
+            {**_CORL, "expectile": 0.5, "beta": 6.0}, "corl-team/CORL iql.py, hopper-medium-expert [code]"
+        ),
+        "corl-adroit": Preset(
+            {**_CORL, "expectile": 0.8, "dropout": 0.1}, "corl-team/CORL iql.py, pen, door, hammer and relocate [code]"
+        ),
+        "corl-maze2d": Preset(_CORL, "corl-team/CORL iql.py, maze2d, same settings as halfcheetah [code]"),
     }
 
     def implicit_value_loss(self, residual: Tensor, weight: Tensor | None) -> Tensor:

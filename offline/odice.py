@@ -109,6 +109,8 @@ class ODICEConfig(WeightedCloningConfig):
         self.require("value_lr", self.value_lr > 0, "> 0")
         for name in ("eta", "actor_weight_decay"):
             self.require(name, getattr(self, name) >= 0, ">= 0")
+        weight_of = self.f == "chi2" or self.policy_weight == "released"
+        self.require("policy_weight", weight_of, "'released' with reverse_kl, which has one weight only")
         self.require("trajectory", self.trajectory is None or self.trajectory >= 0, ">= 0, or None")
 
 

@@ -30,6 +30,7 @@ from ..core.agent import Metrics
 from ..core.cache import computed_folder
 from ..core.config import Preset
 from ..core.dataset import Batch, Transitions
+from ..core.errors import CorollaryError
 from ..kernels.neighbours import NeighbourIndex
 from .td3 import TD3Agent, TD3Config, action_error
 
@@ -84,7 +85,8 @@ class PRDC(TD3Agent[PRDCConfig]):
     }
 
     def on_data(self, data: Transitions) -> None:
-        """Index the rows trained on for the nearest-neighbour search."""
+        """Index the rows trained on for the nearest-neighbour search; a :class:`ConfigError` for fewer than k rows."""
+        self.config.require("k", self.config.k <= len(data), f"at most the number of rows, {len(data)}")
         self._neighbours = NeighbourIndex(
             data.obs, data.action, beta=self.config.beta, cache_dir=computed_folder("neighbours")
         )
@@ -94,7 +96,13 @@ class PRDC(TD3Agent[PRDCConfig]):
         """Return the distance to the nearest row; the row and its action are constants."""
         # Logged states are cheaper to ask for by their row, but experienced ones have none.
         key = {"state": batch.obs} if self.online_phase else {"row": batch.index}
-        row, distance = self._neighbours.query(action.detach(), k=self.config.k, **key)
+        try:
+            row, distance = self._neighbours.query(action.detach(), k=self.config.k, **key)
+        except ValueError as error:
+            raise CorollaryError(
+                f"{self.algorithm} has diverged: at step {self.step} its policy's actions have no nearest row "
+                f"({error}) Smaller step sizes or other transforms may help."
+            ) from error
         target = self._rows.action[row]
         diagnostics = {
             "nn_distance": distance.mean(1).to(action.dtype),

@@ -19,6 +19,8 @@ Deviations and choices:
 3. The code's AntMaze config gives V a dropout of 0.5, but never calls V in training mode, so it has no effect: the
    presets have none. ``value_dropout=0.5`` is what was meant.
 4. The code's LayerNorm adds 1e-6 to the variance (flax), this one 1e-5 (torch).
+5. By default every row with a known successor is used; the authors' runs had D4RL's q-learning rows,
+   ``view="d4rl_qlearning"``.
 """
 
 from dataclasses import dataclass

@@ -23,6 +23,8 @@ Deviations and choices:
 5. Before learning in the environment take ``actor_lr_decay_steps=None``, as the authors' fine-tuning does (IQL's
    choice 3); the AntMaze presets have it.
 6. The code's branch ``log_loss`` and its gradient penalty, off in all scripts, are left out.
+7. By default every row with a known successor is used; the authors' runs had D4RL's q-learning rows,
+   ``view="d4rl_qlearning"``.
 """
 
 from dataclasses import dataclass

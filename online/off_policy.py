@@ -209,6 +209,11 @@ class OffPolicyAgent(OnlineAgent[C]):
         super().load_extra_tensors(tensors)
         self.replay.load_state(below("replay/", tensors))
 
+    def lean_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state without what was experienced, the replay empty."""
+        description, tensors = super().lean_state()
+        return description, tensors | {f"extra/replay/{name}": t for name, t in self.replay.empty_state().items()}
+
     def _bounded_box(self) -> ActionBox:
         name = self.problem.env_id or "The environment"
         if self.box is None:

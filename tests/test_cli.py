@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -387,7 +388,7 @@ def test_data_info_compares_with_a_reference(capsys, data):
     assert (status, "take a reference of the same task" in err) == (1, True)
 
 
-def test_train_says_what_reweighting_leaves_before_it_begins(capsys, data, tmp_path):
+def test_train_says_what_the_data_can_teach_before_it_begins(capsys, data, tmp_path):
     run_dir = tmp_path / "run"
     train = ["train", "offline.bc", "--dataset", data, "--env", "none", "--steps", "2", *TINY]
     weighted = ["--set", "sampling=return", "--set", "sampling_per=trajectory", "--set", "weighting=loss"]
@@ -397,9 +398,42 @@ def test_train_says_what_reweighting_leaves_before_it_begins(capsys, data, tmp_p
     assert 20 < size < 60
     assert f"rows by return per trajectory, temperature 0.1: effective sample size {size:.0f} of 60 rows" in out
     _, out, _ = run(capsys, *train, "--run-dir", str(tmp_path / "uniform"))
-    assert "effective sample size" not in out
+    assert "rows drawn uniformly: effective sample size 60 of 60 rows" in out
+    assert re.search(r"quality +\S+ \(random policy 0, expert 1\)|quality +no reference returns", out)
+    assert "coverage    60 cells, effectively 60" in out
     status, _, err = run(capsys, *train, "--set", "sampling=advantage", "--run-dir", str(tmp_path / "no"))
     assert (status, "or more episodes" in err) == (1, True)  # three episodes, a plane through three first states
+
+
+def test_cdsa_corrects_a_run(capsys, data, tmp_path):
+    train = ["train", "--dataset", data, "--env", "none", "--steps", "2", *TINY]
+    base, run_dir = str(tmp_path / "base"), tmp_path / "run"
+    assert run(capsys, *train, "offline.td3_bc", "--run-dir", base)[0] == 0
+    status, out, err = run(capsys, *train, "offline.cdsa", "--base", base, "--run-dir", str(run_dir))
+    assert status == 0, err
+    assert re.search(f"^base +{re.escape(base)}$", out, re.MULTILINE)
+    assert json.loads((run_dir / "run.json").read_text())["base"]["algorithm"] == "offline.td3_bc"
+    assert run(capsys, "train", "--resume", str(run_dir), "--steps", "3")[0] == 0
+    status, _, err = run(capsys, *train, "offline.bc", "--base", base)
+    assert (status, "offline.bc corrects no other agent: drop --base" in err) == (1, True)
+
+
+def test_an_environment_that_cannot_be_made_is_no_obstacle(capsys, data, tmp_path):
+    """D4RL's sets name Hopper-v2, which gymnasium still lists and cannot make."""
+    dataset = corollary.load_dataset(data)
+    info = dataclasses.replace(dataset.info, env_id="Hopper-v2")
+    old = str(dataclasses.replace(dataset, info=info).save(tmp_path / "old.hdf5"))
+    train = ["train", "offline.bc", "--dataset", old, "--steps", "3", "--seeds", "7,", *TINY]
+    status, out, err = run(capsys, *train, "--save-every", "2", "--run-dir", str(tmp_path / "run"))
+    assert status == 0, err
+    assert "Hopper-v2 cannot be made here, so nothing is evaluated: give another with --env" in out
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seeds"] == [7]
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "corollary", "data", "list"], capture_output=True, text=True)
+    assert "halfcheetah-medium-replay-v5" in done.stdout
+    assert done.returncode == 0
 
 
 def test_data_list_info_convert(capsys, data, tmp_path):
@@ -411,7 +445,8 @@ def test_data_list_info_convert(capsys, data, tmp_path):
     status, out, _ = run(capsys, "data", "info", data)
     assert status == 0
     assert "trajectory quality" in out
-    assert re.search(r"saco\s+None", out)
+    assert re.search(r"saco\s+-", out)
+    assert re.search(r"effective sample size\s+uniform 60, return \d+\.\d+, advantage -", out)
     copy = tmp_path / "copy.hdf5"
     assert main(["data", "convert", data, str(copy)]) == 0
     assert corollary.load_dataset(copy).fingerprint == corollary.load_dataset(data).fingerprint

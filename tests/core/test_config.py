@@ -48,7 +48,8 @@ def test_json_gives_back_an_identical_configuration() -> None:
         ({"zzz": 1}, None, "Unknown option 'zzz'"),
         ({}, "slwo", r"Unknown preset 'slwo' \(there are: slow\)\. Did you mean 'slow'\?"),
         ({"rate": 0}, None, r"Example\.rate must be in \(0, 1\]; got 0\."),
-        ({"rate": float("nan")}, None, "rate must be of type float; got nan"),
+        ({"rate": float("nan")}, None, "rate must be of type float, finite; got nan"),
+        ({"weighting": "loss"}, None, "weighting must be 'sample' unless sampling reweights rows"),
         ({"batch_size": 0}, None, "batch_size must be at least 1; got 0"),
         ({"hidden": ()}, None, "hidden must be one or more positive widths"),
         ({"hidden": [64, 0]}, None, r"hidden must be .* got \(64, 0\)"),
@@ -124,7 +125,7 @@ def test_unreadable_options_are_named(text, message) -> None:
     ],
 )
 def test_settings_of_another_type_are_refused(options, kind) -> None:
-    with pytest.raises(ConfigError, match=f"must be of type {kind}; got"):
+    with pytest.raises(ConfigError, match=f"must be of type {kind}(, finite)?; got"):
         make_config(Example, options, {}, None)
 
 

@@ -20,6 +20,7 @@ from corollary.core.dataset import (
     Episode,
 )
 from corollary.core.errors import ConfigError, DataError
+from corollary.core.scores import REFERENCE_RETURNS
 
 INFO = DatasetInfo(
     "tiny",
@@ -244,6 +245,37 @@ def test_normalized_score_by_hand() -> None:
     no_reference = tiny(info=DatasetInfo("mine"))
     with pytest.raises(DataError, match=r"mine has no reference returns.*ref_min_score.*ref_max_score"):
         no_reference.normalized_score(1.0)
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "registering.module:HalfCheetah-v5"])
+def test_known_references_are_filled_in_where_none_are_given(env_id: str, tmp_path: Path) -> None:
+    reference = REFERENCE_RETURNS["HalfCheetah-v5"]
+    info = DatasetInfo("mine", env_id=env_id)
+    filled = dataclasses.replace(
+        info, ref_min_score=reference.min, ref_max_score=reference.max, score_source=reference.source
+    )
+    episode = Episode([[0.0], [1.0]], [[0.0]], [1.0], True, False)
+    for dataset in (tiny(info=info), Dataset.from_episodes([episode], info=info)):
+        assert dataset.info == filled
+        assert dataset.normalized_score(reference.max) == pytest.approx(100)
+        again = Dataset.load(dataset.save(tmp_path / "set.hdf5"))
+        assert (again.info, again.fingerprint) == (filled, dataset.fingerprint)
+    assert tiny(info=info).fingerprint == tiny(info=filled).fingerprint
+    without = dataclasses.replace(tiny(info=info), info=info)  # what is stored without them stays so
+    assert Dataset.load(without.save(tmp_path / "set.hdf5")).info == info
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        DatasetInfo("mine"),
+        DatasetInfo("mine", env_id="HalfCheetah-v4"),
+        DatasetInfo("mine", env_id="HalfCheetah-v5", ref_min_score=0.0, ref_max_score=1.0, score_source="by hand"),
+        DatasetInfo("mine", env_id="HalfCheetah-v5", ref_min_score=0.0),
+    ],
+)
+def test_references_are_neither_replaced_nor_taken_from_another_version(info: DatasetInfo) -> None:
+    assert tiny(info=info).info == info
 
 
 def ranked(returns: list[float]) -> Dataset:

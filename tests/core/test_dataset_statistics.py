@@ -289,7 +289,11 @@ def test_the_summary_by_hand() -> None:
     assert compared["saco"] == {"value": 0.5, "rows": 3, "reference rows": 4}
     # With two bins the reference is in the cells (0, 0), (1, 1), (1, 0) with the shares 1/2, 1/4, 1/4; the data, in the
     # first two with 1/3 and 2/3, misses the third. The other way round nothing is missed: 2/3 and 8/3 are the ratios.
-    assert compared["concentrability"]["2 bins"] == {"largest": None, "mean": None, "uncovered": 0.25}
+    assert compared["concentrability"]["2 bins"] == {
+        "largest": "Infinity",
+        "mean": "Infinity",
+        "uncovered": 0.25,
+    }
     other = describe(reference, data)["concentrability"]["2 bins"]
     assert other == {"largest": pytest.approx(8 / 3), "mean": pytest.approx(2), "uncovered": 0}
     assert describe(reference)["trajectory_quality"] is None

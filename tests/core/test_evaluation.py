@@ -205,6 +205,20 @@ def test_what_an_environment_raises_or_shows_is_one_sentence_that_says_where(age
         evaluate(agent, lambda: Broken(what), 5)
 
 
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_a_policy_that_has_diverged_is_blamed_and_not_the_environment(weight) -> None:
+    agent = BC(seeds=[5, 0, 2], **SMALL).fit(walks(), 1)
+    with torch.no_grad():
+        next(agent.actor.parameters())[1] = weight  # of seed 0 alone
+    said = (
+        r"^Uneven, step 0 .* seed 1000000: the action \[nan nan\] of the policy of training seed 0 is not finite: "
+        r"its training has diverged, so load an earlier checkpoint or train anew with smaller step sizes\.$"
+    )
+    with pytest.raises(CorollaryError, match=said):
+        evaluate(agent, Uneven, 5)
+    assert evaluate(agent.select(0), Uneven, 5).lengths_SE.sum() == 15  # the others are as good as before
+
+
 class Endless(Uneven):
     """The walk without an end."""
 
@@ -290,6 +304,22 @@ def test_an_environment_with_other_spaces_is_named_with_both(agent, spaces, mess
         evaluate(agent, lambda: Changed(**spaces), 2)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(-1, 1, (3, 1)),
+        gymnasium.spaces.Box(-1, 1, (1, 1, 3)),
+        gymnasium.spaces.Dict({"a": gymnasium.spaces.Box(-1, 1, (1,)), "b": gymnasium.spaces.Box(-1, 1, (2,))}),
+    ],
+)
+def test_observations_that_only_need_flattening_are_told_so(agent, space) -> None:
+    with pytest.raises(
+        EnvironmentMismatchError, match=r"wrap the environment in gymnasium\.wrappers\.FlattenObservation\.$"
+    ):
+        evaluate(agent, lambda: Changed(observation_space=space), 2)
+    agent.check_environment(gymnasium.wrappers.FlattenObservation(Changed(observation_space=space)))
+
+
 def test_the_environment_that_fits_is_named_where_it_is_known(pendulum) -> None:
     agent = BC(**SMALL).fit(pendulum, 1)
     with pytest.raises(EnvironmentMismatchError, match=r"the environment that the data came from \(Pendulum-v1\)"):
@@ -297,7 +327,7 @@ def test_the_environment_that_fits_is_named_where_it_is_known(pendulum) -> None:
 
 
 def test_other_bad_arguments_are_named(agent) -> None:
-    with pytest.raises(CorollaryError, match="at least one episode; got episodes=0"):
+    with pytest.raises(CorollaryError, match="at least one episode, a whole number; got episodes=0"):
         evaluate(agent, Uneven, 0)
     with pytest.raises(EnvironmentMismatchError, match=r"A builtins\.str is no gymnasium environment"):
         evaluate(agent, lambda: "Pendulum-v1", 1)

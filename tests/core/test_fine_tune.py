@@ -14,6 +14,7 @@ from corollary.core.collect import collect
 from corollary.core.dataset import Dataset
 from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, EnvironmentMismatchError
 from corollary.core.offline_agent import OfflineAgent
+from corollary.core.runs import group_runs, read_runs
 from corollary.offline import IQL, PRDC, TD3BC
 
 ENV = "Reacher-v5"
@@ -225,12 +226,31 @@ def test_another_number_of_environments_begins_new_episodes(reacher) -> None:
     assert (agent.clock, agent.experience.replay.sizes.tolist()) == (15, [15])
 
 
-def test_a_resumed_run_keeps_the_size_of_its_buffer(reacher, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("buffer_size", 10), ("offline_share", 0.5), ("gradient_steps", 2), ("n_envs", 2)]
+)
+def test_a_run_is_resumed_with_its_own_settings_alone(option, value, reacher, tmp_path) -> None:
     TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 5, run_dir=tmp_path / "run", buffer_size=100)
     resumed = TD3BC(1, **SMALL).fit(reacher, 2)
-    with pytest.raises(ConfigError, match="buffer_size was 100"):
-        resumed.learn(ENV, 8, run_dir=tmp_path / "run", buffer_size=10, resume=True)
+    with pytest.raises(CheckpointError, match=f"another run: its {option} is .*, here it is {value}"):
+        resumed.learn(ENV, 8, run_dir=tmp_path / "run", resume=True, **{"buffer_size": 100, option: value})
     assert TD3BC.load(tmp_path / "run" / "checkpoint").clock == 5  # the checkpoint is as it was
+
+
+def test_the_card_tells_fine_tunings_apart_and_pools_repetitions(reacher, tmp_path) -> None:
+    def run(name: str, seed: int, offline_steps: int, **options: Any) -> None:
+        agent = TD3BC([seed], **SMALL).fit(reacher, offline_steps)
+        agent.learn(ENV, 3, run_dir=tmp_path / name, eval_env=ENV, eval_episodes=1, **options)
+
+    run("one", 0, 2)
+    run("again", 1, 2)
+    run("longer", 0, 3)
+    run("other", 0, 2, gradient_steps=2)
+    TD3BC([0], **SMALL).fit(reacher, 3, run_dir=tmp_path / "fit", eval_env=ENV, eval_episodes=1)
+    runs, damaged = read_runs(tmp_path)
+    assert not damaged
+    groups = [sorted(run.path.name for run in group.runs) for group in group_runs(runs)]
+    assert sorted(groups) == [["again", "one"], ["fit"], ["longer"], ["other"]]
 
 
 # -- Bad input

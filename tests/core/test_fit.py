@@ -14,10 +14,10 @@ import torch
 
 from corollary.core import checkpoint
 from corollary.core.dataset import Dataset
-from corollary.core.errors import CheckpointError, ConfigError, DataError, EnvironmentMismatchError
+from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, DataError, EnvironmentMismatchError
 from corollary.core.loop import Report
 from corollary.core.runs import Run
-from corollary.offline import BC, IQL, TD3BC
+from corollary.offline import BC, CDSA, IQL, TD3BC
 
 SMALL: dict[str, Any] = {"hidden": (16, 16), "batch_size": 8}
 SEEDS = [4, 9]
@@ -176,10 +176,11 @@ def test_what_a_run_directory_holds(pendulum, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("save_every", "eval_every", "expected"),
-    [(None, None, [10]), (None, 4, [4, 8, 10]), (3, 4, [3, 6, 9, 10]), (100, 4, [10])],
+    [(None, None, [4, 8, 10]), (None, 4, [4, 8, 10]), (3, 4, [3, 6, 9, 10]), (100, 4, [10])],
 )
 def test_checkpoints_come_when_asked_for(pendulum, tmp_path, monkeypatch, save_every, eval_every, expected) -> None:
     saved = []
+    monkeypatch.setattr("corollary.core.loop.SAVE_EVERY", 4)
     monkeypatch.setattr(TD3BC, "save", lambda agent, path: saved.append(agent.step))
     small().fit(
         pendulum, 10, eval_env="Pendulum-v1", eval_every=eval_every, eval_episodes=1, save_every=save_every,
@@ -311,7 +312,8 @@ def test_a_run_without_a_checkpoint_yet_starts_anew(pendulum, tmp_path) -> None:
     for file in (tmp_path / "killed" / "checkpoint").iterdir():
         file.unlink()
     (tmp_path / "killed" / "checkpoint").rmdir()
-    resumed = small().fit(pendulum, 6, log_every=2, run_dir=tmp_path / "killed", resume=True)
+    with pytest.warns(UserWarning, match="killed has no checkpoint yet: the run starts anew, from step 0"):
+        resumed = small().fit(pendulum, 6, log_every=2, run_dir=tmp_path / "killed", resume=True)
     assert resumed.step == whole.step == 6
     assert equal(bits(resumed, tmp_path), bits(whole, tmp_path))
     assert Run.read(tmp_path / "killed").steps_L.tolist() == [2, 4, 6]
@@ -323,6 +325,19 @@ def test_resuming_a_finished_run_does_nothing_and_a_longer_one_goes_on(pendulum,
     longer = small().fit(pendulum, 9, run_dir=tmp_path / "run", resume=True)
     assert equal(bits(longer, tmp_path), bits(small().fit(pendulum, 9), tmp_path))
     assert Run.read(tmp_path / "run").card["n_steps"] == 9
+
+
+def test_a_complete_run_stays_as_it_is_and_is_not_resumed_to_fewer_steps(pendulum, tmp_path) -> None:
+    run = tmp_path / "run"
+    small().fit(pendulum, 6, run_dir=run)
+    card = (run / "run.json").read_bytes()
+    small().fit(pendulum, 6, run_dir=run, resume=True)
+    assert (run / "run.json").read_bytes() == card
+    agent = small()
+    with pytest.raises(ConfigError, match="has taken 6 of 6 steps: resumed, it cannot end at 4"):
+        agent.fit(pendulum, 4, run_dir=run, resume=True)
+    assert (run / "run.json").read_bytes() == card
+    assert agent.step == 0
 
 
 @pytest.mark.parametrize(
@@ -347,6 +362,43 @@ def test_a_run_is_not_resumed_on_other_data(pendulum, tmp_path) -> None:
 
 
 # -- Refusals
+
+
+@pytest.mark.parametrize("kind", [TD3BC, CDSA])
+def test_a_refused_fit_does_not_bind_the_agent_to_its_data(kind, pendulum, tmp_path) -> None:
+    other = Dataset.from_arrays(
+        np.arange(40.0).reshape(20, 2), np.zeros((20, 1)), np.ones(20), np.ones(20, bool), np.zeros(20, bool)
+    )
+    kind(1, **SMALL).fit(pendulum, 1, run_dir=tmp_path / "taken")
+    agent, fresh = kind(1, **SMALL), kind(1, **SMALL)
+    for options, error in (
+        ({"eval_env": "Reacher-v5"}, EnvironmentMismatchError),
+        ({"run_dir": tmp_path / "taken"}, ConfigError),
+    ):
+        with pytest.raises(error):
+            agent.fit(pendulum, 2, **options)
+        with pytest.raises(CorollaryError, match="has not learnt yet"):
+            agent.predict(pendulum.observations[0])
+    agent.fit(other, 2)
+    fresh.fit(other, 2)
+    assert equal(bits(agent, tmp_path), bits(fresh, tmp_path / "fresh"))
+
+
+def test_divergence_is_told_once_and_names_the_seed(pendulum) -> None:
+    agent = small().fit(pendulum, 2)
+    with torch.no_grad():
+        agent.critic.net.weights[0][1] = float("nan")  # of the second seed
+    with pytest.warns(RuntimeWarning) as caught:
+        agent.fit(pendulum, 4, log_every=1)
+    told = [str(warning.message) for warning in caught]
+    assert "diverged: at step 3 critic_loss is not finite (seed 9)" in told[0]
+    assert len(set(told)) == len(told)
+
+
+@pytest.mark.parametrize("value", [2.5, 1e5, True, "10"])
+def test_counts_that_are_not_whole_are_named(pendulum, value) -> None:
+    with pytest.raises(ConfigError, match=f"n_steps must be a whole number, as int.1e5. is; got {value!r}"):
+        small().fit(pendulum, value)
 
 
 @pytest.mark.parametrize("name", ["n_steps", "log_every", "eval_every", "save_every", "eval_episodes"])

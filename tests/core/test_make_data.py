@@ -586,6 +586,13 @@ def test_finished_training_is_reused_and_files_are_not_overwritten(
         make_toy(folder, seed=1)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5])
+def test_a_seed_out_of_range_is_refused_before_a_folder_is_made(seed, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seed must be a whole number in \[0, 2\*\*32\); got"):
+        make_dataset("Pendulum-v1", tmp_path / "new", seed=seed)
+    assert not (tmp_path / "new").exists()
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The data in the package
 # ------------------------------------------------------------------------------------------------------------

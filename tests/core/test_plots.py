@@ -17,7 +17,9 @@ from corollary.core.runs import Run, RunWriter
 from corollary.core.statistics import mean, performance_profile, stratified_bootstrap
 
 
-def make_run(path: Path, scores_VS: Any, algorithm: str = "a", dataset: str = "hopper", normalised: bool = True) -> Run:
+def make_run(
+    path: Path, scores_VS: Any, algorithm: str = "a", dataset: str = "hopper", normalised: bool = True, **more: Any
+) -> Run:
     """A run with one evaluation every 1000 steps; its scores are means of two episodes."""
     scores_VS = np.asarray(scores_VS, dtype=np.float64)
     card = {
@@ -25,6 +27,7 @@ def make_run(path: Path, scores_VS: Any, algorithm: str = "a", dataset: str = "h
         "config": {},
         "seeds": list(range(scores_VS.shape[1])),
         "dataset": {"name": dataset},
+        **more,
     }
     with RunWriter(path, card) as writer:
         for v, scores_S in enumerate(scores_VS):
@@ -73,6 +76,23 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path: Path, scores_VS: np.ndarray
     assert [text.get_text() for text in legend.get_texts()] == ["x, 4 runs", "y, 1 run"]
     returns = learning_curves([make_run(tmp_path / "z", scores_VS, normalised=False)])
     assert returns.axes[0].get_ylabel() == "return"
+
+
+def test_the_axis_says_which_steps_the_runs_count(tmp_path: Path, scores_VS: np.ndarray) -> None:
+    fitted = make_run(tmp_path / "fit", scores_VS, "offline.iql")
+    lived = [
+        make_run(tmp_path / "online", scores_VS, "online.ppo"),
+        make_run(tmp_path / "began", scores_VS, "offline.iql", began_at={"gradient_steps": 5, "environment_steps": 0}),
+        make_run(tmp_path / "tuned", scores_VS, "offline.iql", fine_tuning={"n_envs": 1}),
+    ]
+    cases = {
+        "gradient steps": [[fitted]],
+        "environment steps": [[run] for run in lived] + [lived],
+        "steps": [[fitted, run] for run in lived],
+    }
+    for label, several in cases.items():
+        for runs in several:
+            assert learning_curves(runs).axes[0].get_xlabel() == label
 
 
 def test_each_task_has_a_panel_and_the_figure_one_legend(tmp_path: Path, scores_VS: np.ndarray) -> None:

@@ -317,8 +317,8 @@ def test_differing_options_are_marked_and_others_are_not(tmp_path: Path) -> None
 
 def test_a_resumed_run_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "one", [[1, 2], [3, 4]])
-    RunWriter(run.path, run.card, resume_step=2000).close()
-    assert "Resumed at step 2,000." in read(write_report(run.path, tmp_path / "report.html")).text
+    RunWriter(run.path, run.card, resume_step=1000).close()
+    assert "Resumed at step 1,000." in read(write_report(run.path, tmp_path / "report.html")).text
 
 
 def test_algorithms_without_a_common_dataset_are_not_compared(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ from corollary.core.config import OfflineConfig
 from corollary.core.dataset import Dataset, Episode
 from corollary.core.errors import ConfigError, DataError
 from corollary.core.runs import Run
-from corollary.core.sampling import RowSampler, first_state_values, row_probabilities, trajectory_scores
+from corollary.core.sampling import (
+    RowSampler,
+    effective_sample_sizes,
+    first_state_values,
+    row_probabilities,
+    trajectory_scores,
+)
 from corollary.core.transforms import RewardTransform, reward_transform
 from corollary.kernels.streams import RandomStream
 from corollary.offline import BC, IQL
@@ -74,6 +80,14 @@ def test_the_view_decides_which_rows_share_a_trajectorys_weight() -> None:
     e = math.e
     found = probabilities(data, view="d4rl_qlearning", **options)
     np.testing.assert_allclose(found, np.array([e / 2, e / 2, e**2]) / (e + e**2))
+
+
+def test_effective_sizes_of_every_way_to_sample() -> None:
+    # N = (0, 1) with alpha = 0.1: weights 1 and e^10 for one row each of two, (1 + e^10)^2 / (1 + e^20).
+    found = effective_sample_sizes(episodes([0.0], [1.0]))
+    assert found["uniform"] == 2
+    assert found["return"] == pytest.approx((1 + math.exp(10)) ** 2 / (1 + math.exp(20)))
+    assert effective_sample_sizes(episodes([0.0], [1.0], first=[0.0, 1.0]))["advantage"] is None  # a line through both
 
 
 def test_limits_of_the_temperature() -> None:

@@ -17,6 +17,7 @@ from corollary.core.agent import load_agent
 from corollary.core.collect import collect
 from corollary.core.dataset import Dataset, Transitions
 from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, EnvironmentMismatchError
+from corollary.core.runs import group_runs, read_runs
 from corollary.offline import BC, CDSA, TD3BC, CDSAConfig
 from corollary.offline.cdsa import Score, correction, denoising_loss, inverse_loss
 from corollary.online import PPO, SAC
@@ -539,7 +540,39 @@ def test_a_run_is_not_resumed_with_another_base(pendulum, tmp_path) -> None:
             CDSA(base=other, **TINY).fit(pendulum, 7, run_dir=run, resume=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_base_experienced_is_not_copied(pendulum, bases, kind) -> None:
+    base = TD3BC(**TINY).fit(pendulum, 2).learn("Pendulum-v1", 30) if kind == "one for all" else bases[kind]
+    agent = CDSA(SEEDED, base=base, **TINY).fit(pendulum, 1)
+    held = {name: tensor.numel() for name, tensor in agent.state()[1].items() if name.startswith("base/extra/")}
+    assert not any(size for name, size in held.items() if "replay" in name and "added" not in name)
+    assert not any("environments" in name for name in held)
+    assert kind == "as many seeds" or any("environments" in name for name in base.state()[1])  # control
+    nested = CDSA(SEEDED, base=agent, **TINY).fit(pendulum, 1)
+    obs = torch.tensor(pendulum.observations[:5]).expand(3, -1, -1)
+    assert torch.equal(nested.base.act(obs), agent.act(obs))
+
+
+def test_reports_tell_bases_apart_and_pool_their_seeds(pendulum, tmp_path) -> None:
+    def run(name: str, seed: int, base: Any) -> None:
+        agent = CDSA([seed], base=base, **TINY)
+        agent.fit(pendulum, 1, run_dir=tmp_path / name, eval_env="Pendulum-v1", eval_episodes=1)
+
+    run("one", 0, TD3BC([0], **TINY).fit(pendulum, 2))
+    run("again", 1, TD3BC([1], **TINY).fit(pendulum, 2))
+    run("other options", 0, TD3BC([0], alpha=1.0, **TINY).fit(pendulum, 2))
+    run("other kind", 0, BC([0], **TINY).fit(pendulum, 2))
+    run("along", 0, None)
+    groups = group_runs(read_runs(tmp_path)[0])
+    found = sorted(sorted(run.path.name for run in group.runs) for group in groups)
+    assert found == [["again", "one"], ["along"], ["other kind"], ["other options"]]
+    assert any("base=offline.td3_bc" in group.label for group in groups)
+
+
 def test_bases_that_do_not_fit_are_named(pendulum, bases) -> None:
+    for no_agent in ("runs/base", BC):
+        with pytest.raises(ConfigError, match="base must be a trained agent, as corollary"):
+            CDSA(base=no_agent)
     with pytest.raises(ConfigError, match="The base has 3 seeds and CDSA 2: give both as many, or the base one"):
         CDSA(2, base=bases["as many seeds"])
     with pytest.raises(CorollaryError, match="BC has not learnt yet"):

@@ -149,6 +149,9 @@ def test_calibration_bounds_the_policys_actions_of_logged_rows_alone(random_data
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"n_actions": 0}, "n_actions must be >= 1"),
         ({"backup_entropy": True, "max_backup": "max_min"}, "backup_entropy must be False where max_backup"),
+        ({"initial_multiplier": 7.0}, r"initial_multiplier must be 1\.0 unless there is a target_gap"),
+        ({"gap_scale": "penalty"}, "gap_scale must be 'difference' unless there is a target_gap"),
+        ({"entropy_coef": 0.1, "target_entropy": -5.0}, "target_entropy must be None where entropy_coef is fixed"),
         ({"sparse_reward": True}, "sparse_reward must be False unless calibrated"),
     ],
 )

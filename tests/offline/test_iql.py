@@ -235,3 +235,30 @@ def test_fine_tuning_has_no_decay() -> None:
     tuned, offline = IQL(preset="antmaze-finetune").config, IQL(preset="antmaze").config
     assert offline.actor_lr_decay_steps == 1_000_000
     assert tuned == dataclasses.replace(offline, actor_lr_decay_steps=None)
+
+
+def test_the_presets_are_those_of_the_card() -> None:
+    configs = {name: dataclasses.asdict(IQL(preset=name).config) for name in IQL.presets}
+    assert {config["view"] for config in configs.values()} == {"d4rl_qlearning"}  # on which all of them were run
+    assert IQL().config.view == "full"
+    card = {  # expectile, beta, dropout, reward
+        "locomotion": (0.7, 3, 0, "return_range"),
+        "antmaze": (0.9, 10, 0, "antmaze_minus1"),
+        "antmaze-finetune": (0.9, 10, 0, "antmaze_minus1"),
+        "kitchen": (0.7, 0.5, 0.1, "none"),
+        "adroit": (0.7, 0.5, 0.1, "none"),
+        "corl": (0.7, 3, 0, "none"),
+        "corl-hopper-medium": (0.7, 3, 0, "return_range_corl"),
+        "corl-hopper-medium-expert": (0.5, 6, 0, "none"),
+        "corl-adroit": (0.8, 3, 0.1, "none"),
+        "corl-maze2d": (0.7, 3, 0, "none"),
+    }
+    names = ("expectile", "beta", "dropout", "reward_transform")
+    assert {name: tuple(config[key] for key in names) for name, config in configs.items()} == card
+    ours = {"state_transform": "none", "init": "orthogonal", "value_order": "new", "critic_reduction": "sum"}
+    corl = {"state_transform": "standardize", "init": "torch", "value_order": "old", "critic_reduction": "mean"}
+    for name, config in configs.items():
+        assert {key: config[key] for key in ours} == (corl if name.startswith("corl") else ours)
+        assert (config["policy"], config["tau"]) == (
+            ("deterministic", 0.001) if name == "corl-hopper-medium" else ("gaussian", 0.005)
+        )

@@ -91,6 +91,11 @@ def test_settings_out_of_range_are_named(option, value) -> None:
         ODICE(**{option: value})
 
 
+def test_an_option_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="policy_weight must be 'released' with reverse_kl"):
+        ODICE(f="reverse_kl", policy_weight="theory")
+
+
 # ------------------------------------------------------------------- ODICE-2: the projection, T1 and T2 exactly
 
 

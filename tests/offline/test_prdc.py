@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from corollary.core.dataset import Dataset
+from corollary.core.errors import ConfigError, CorollaryError
 from corollary.kernels.neighbours import NeighbourIndex
 from corollary.offline import PRDC, TD3BC
 from corollary.offline.prdc import dataset_distance
@@ -31,6 +32,19 @@ def prepared(dataset: Dataset, **options: object):
 
 
 # ------------------------------------------------------------------------------------------------ hand numbers
+
+
+def test_more_neighbours_than_rows_are_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match=r"PRDCConfig\.k must be at most the number of rows, 3; got 4"):
+        prepared(HAND_SET, k=4)
+
+
+def test_a_policy_that_diverges_ends_the_run_with_its_step() -> None:
+    agent = PRDC(hidden=(8,), batch_size=4).fit(HAND_SET, 3)
+    with torch.no_grad():
+        agent.actor.net.weights[0].fill_(float("nan"))
+    with pytest.raises(CorollaryError, match=r"offline\.prdc has diverged: at step [34] its policy's act"):
+        agent.fit(HAND_SET, 2)
 
 
 def test_dataset_distance_by_hand() -> None:
