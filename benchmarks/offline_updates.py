@@ -299,7 +299,23 @@ def write(name: str, about: dict[str, Any], found: dict[str, dict[str, list[floa
             cells.append([what, variant, str(len(rates)), *spreads])
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
     settings = ", ".join(f"{key} {about[key]}" for key in ("threads", "batch", "rows", "steps"))
-    (RESULTS / f"{name}.md").write_text(f"{markdown_table(header, cells, n_names=2)}\n\n{settings}. {versions}.\n")
+    (RESULTS / f"{name}.md").write_text(
+        f"{markdown_table(header, cells, n_names=2)}\n\n{_remarks(found)}{settings}. {versions}.\n"
+    )
+
+
+def _remarks(found: dict[str, dict[str, list[float]]]) -> str:
+    """Say how rows were come by that are not measured as they stand, and what share of an update products take."""
+    several = any(" seeds" in what for what in found)
+    text = "d3rlpy trains one seed at a time: for several, its rate is that of one divided by them. " if several else ""
+    for what, row in found.items():
+        products = row.get("bare products (torch.mm)", [])
+        shares = [ours / bare for ours, bare in zip(row.get("ours float32", []), products, strict=False)]
+        if shares:
+            text += f"Bare products would take {statistics.median(shares):.0%} of our time ({what}). "
+    if "Bare" in text:
+        text += "They are PyTorch's; ours are oneDNN's, which may be faster. "
+    return text and f"{text.strip()}\n\n"
 
 
 if __name__ == "__main__":

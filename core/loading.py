@@ -33,6 +33,11 @@ def load_dataset(path_or_name: str | os.PathLike[str]) -> Dataset:
     Raises:
         DataError: nothing there, or nothing usable; says what to do.
     """
+    if not isinstance(path_or_name, str | os.PathLike):
+        raise DataError(
+            f"load_dataset takes a file or a name, not {type(path_or_name).__name__}: corollary.core.minari's "
+            "from_minari takes a Minari dataset, Dataset.from_arrays arrays."
+        )
     name = os.fspath(path_or_name)
     if name.startswith("minari:"):
         return load_minari(name.removeprefix("minari:"))

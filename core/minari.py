@@ -7,6 +7,7 @@ by position, arrays row by row, and a Discrete value as a one-hot vector. The en
 observations likewise (`gymnasium.wrappers.FlattenObservation` does).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
@@ -59,6 +60,8 @@ def from_minari(dataset: Any, name: str | None = None) -> Dataset:
     Raises:
         DataError: an episode or a space that cannot be used, naming the episode and field.
     """
+    if not isinstance(dataset, Iterable):
+        raise DataError(f"from_minari takes a Minari dataset, an iterable of episodes; got {type(dataset).__name__}.")
     name = name or str(getattr(dataset, "id", "minari"))
     observation_space = getattr(dataset, "observation_space", None)
     action_space = getattr(dataset, "action_space", None)

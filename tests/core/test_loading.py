@@ -89,3 +89,11 @@ def test_something_else_there(tmp_path: Path) -> None:
         file["weights"] = [1.0]
     with pytest.raises(DataError, match=r"x\.hdf5: has no observations; a D4RL-style file needs"):
         load_dataset(tmp_path / "x.hdf5")
+
+
+@pytest.mark.parametrize("source", [None, [Episode([[0.0], [1.0]], [[0.5]], [2.0], True, False)]])
+def test_what_is_neither_a_file_nor_a_name_is_shown_its_door(source) -> None:
+    with pytest.raises(
+        DataError, match=f"takes a file or a name, not {type(source).__name__}: .*from_minari.*from_arrays"
+    ):
+        load_dataset(source)

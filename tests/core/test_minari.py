@@ -177,6 +177,14 @@ def test_bad_datasets(fake: FakeDataset, message: str) -> None:
         from_minari(fake)
 
 
+@pytest.mark.parametrize("source", [None, 3])
+def test_what_is_no_dataset_at_all_is_named(source: object) -> None:
+    with pytest.raises(
+        DataError, match=f"takes a Minari dataset, an iterable of episodes; got {type(source).__name__}"
+    ):
+        from_minari(source)
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(DataError, match=r"minari:D4RL/pen/human-v2 needs.*pip install 'corollary\[minari\]'"):
