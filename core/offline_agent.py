@@ -399,7 +399,7 @@ class OfflineAgent(Agent[C]):
             description = self.description()
             found["transforms"] = {kind: description[f"{kind}_transform"] for kind in ("reward", "state")}
         if self.online_phase:
-            found["fine_tuning"] = self._lived.description()["settings"]
+            found["fine_tuning"] = dataclasses.asdict(self._lived.settings)
         return found
 
     def description(self) -> dict[str, Any]:
@@ -451,23 +451,20 @@ class OfflineAgent(Agent[C]):
 
     def require_same_run(self, loaded: Self, path: str | Path) -> None:
         """Raise a :class:`CheckpointError` also if ``learn`` is to resume a ``fit``, or a run on other data."""
+        if self.online_phase and not loaded.online_phase:
+            raise CheckpointError(f"{path} holds a run of fit, which learn cannot resume: choose another run_dir.")
         super().require_same_run(loaded, path)
         if not self.online_phase:  # `fit` prepares its data after the checkpoint is read
             return
-        if not loaded.online_phase:
-            raise CheckpointError(f"{path} holds a run of fit, which learn cannot resume: choose another run_dir.")
-        settings, former = (a._lived.description()["settings"] for a in (self, loaded))
-        for name, value in settings.items():
-            if value != former[name]:
-                raise CheckpointError(
-                    f"{path} belongs to another run: its {name} is {former[name]!r}, here it is {value!r}."
-                )
         ours, theirs = ((a._reward_transform, a._state_transform) for a in (self, loaded))
         if self.data is not None and ours != theirs:
             raise CheckpointError(
                 f"{path} has other reward or state transforms than the data of this agent was prepared with: call fit "
                 "with the datasets of the run to resume, in the same order."
             )
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | (dataclasses.asdict(self._lived.settings) if self.online_phase else {})
 
     def restore(self, path: str | Path) -> None:
         """Take over the state of a checkpoint of the same run; data and environments stay the ones given here."""

@@ -116,7 +116,7 @@ def test_unreadable_options_are_named(text, message) -> None:
     ("options", "kind"),
     [
         ({"rate": "0.5"}, "float"),
-        ({"rate": float("inf")}, "float"),
+        ({"rate": float("inf")}, "float, finite"),
         ({"rate": True}, "float"),
         ({"batch_size": 2.5}, "int"),
         ({"hidden": 256}, r"tuple\[int, \.\.\.\]"),
@@ -125,7 +125,7 @@ def test_unreadable_options_are_named(text, message) -> None:
     ],
 )
 def test_settings_of_another_type_are_refused(options, kind) -> None:
-    with pytest.raises(ConfigError, match=f"must be of type {kind}(, finite)?; got"):
+    with pytest.raises(ConfigError, match=f"must be of type {kind}; got"):
         make_config(Example, options, {}, None)
 
 
