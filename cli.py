@@ -33,7 +33,7 @@ from .core.loading import load_dataset, shipped_datasets
 from .core.loop import CHECKPOINT
 from .core.offline_agent import OfflineAgent
 from .core.online_agent import OnlineAgent
-from .core.runs import Run, read_runs
+from .core.runs import Run, read_runs, strict_json
 from .core.sampling import effective_sample_sizes, row_probabilities
 from .core.transforms import reward_transform
 
@@ -544,7 +544,7 @@ def _eval(chosen: argparse.Namespace) -> None:
         }
         target = Path(chosen.json)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(content, indent=2) + "\n")
+        target.write_text(strict_json(content, indent=2) + "\n")
 
 
 def _play(chosen: argparse.Namespace) -> None:

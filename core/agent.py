@@ -173,6 +173,11 @@ class Agent(ABC, Generic[C]):
         """What run logs count: gradient steps on a dataset, steps per seed in an environment."""
         return self.step
 
+    def diverged(self) -> NDArray[np.bool_]:
+        """Whether the training of each seed has diverged: some number in its networks is not finite; ``[S]``."""
+        numbers = [tensor.reshape(len(self.seeds), -1) for tensor in self.networks.state_dict().values()]
+        return ~torch.stack([each.isfinite().all(1) for each in numbers]).all(0).cpu().numpy()
+
     # ------------------------------------------------------------------------------------------------- acting
 
     def predict(

@@ -28,6 +28,11 @@ class GuaranteeError(CorollaryError):
     """A bound that an algorithm promises and that a run has broken."""
 
 
+def marked(seeds: Iterable[int], marks: Iterable[object]) -> str:
+    """Return the seeds whose mark is true, separated by commas."""
+    return ", ".join(str(seed) for seed, mark in zip(seeds, marks, strict=True) if mark)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name nearest to `name`, or ``""`` when none is near."""
     # A name without its room, "ppo" for "online.ppo", is nearer than its letters say.

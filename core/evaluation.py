@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from ..kernels.streams import RandomStream
 from .agent import is_whole
 from .environments import environment_id, environment_name, has_time_limit, make_single, raised, require_distinct
-from .errors import CorollaryError
+from .errors import CorollaryError, marked
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -34,8 +35,8 @@ class Evaluation:
 
     Attributes:
         env_id: the environment's id.
-        returns_SE: undiscounted sums of raw rewards.
-        lengths_SE: episode lengths in environment steps.
+        returns_SE: undiscounted sums of raw rewards; nan for a seed whose training has diverged.
+        lengths_SE: episode lengths in environment steps; for such a seed the steps until that showed.
         episode_seeds: the reset seed of each of the E episodes, equal for all policies.
         scores_SE: normalised scores, when the agent's dataset has reference returns for this environment.
     """
@@ -73,6 +74,9 @@ def evaluate(
     The same call gives the same bits, and nothing of the agent changes. Another `parallel` changes the batch shapes,
     so the last bits of the actions (and, with ``deterministic=False``, which noise an episode gets).
 
+    A seed whose training has diverged (its networks or its actions are not finite) has no returns: they are nan, a
+    :class:`RuntimeWarning` names the seed, and the other seeds play on.
+
     Args:
         agent: a trained agent with S seeds.
         env: an environment id, a function that makes one, or one environment (then episodes run one at a time).
@@ -85,31 +89,41 @@ def evaluate(
         EnvironmentMismatchError: if the environment cannot be made, or its spaces differ from those the agent was
             trained for.
         ConfigError: if a function returns the same environment twice.
-        CorollaryError: if `episodes` or `parallel` is not positive, a policy gives an action that is not finite, or the
-            environment raises, gives an observation or a reward that is not finite, or without a time limit lets an
-            episode go on for 100 000 steps.
+        CorollaryError: if `episodes` or `parallel` is not positive, every seed has diverged, or the environment raises,
+            gives an observation or a reward that is not finite, or without a time limit lets an episode go on for
+            100 000 steps.
     """
     if not is_whole(episodes) or episodes < 1:
         raise CorollaryError(f"evaluate needs at least one episode, a whole number; got episodes={episodes!r}.")
     if parallel < 1:
         raise CorollaryError(f"evaluate needs at least one environment; got parallel={parallel}.")
     n_seeds = len(agent.seeds)
-    jobs = [(s, e) for e in range(episodes) for s in range(n_seeds)]
     pool = [make_single(env)]
     returns = np.zeros((n_seeds, episodes))
     lengths = np.zeros((n_seeds, episodes), np.int64)
     try:
         agent.check_environment(pool[0])
         env_id = environment_id(env, pool[0]) or environment_name(pool[0])
+        lost = agent.diverged()
+        jobs = [(s, e) for e in range(episodes) for s in np.flatnonzero(~lost).tolist()]
         if not isinstance(env, gymnasium.Env):
             while len(pool) < min(parallel, len(jobs)):
                 pool.append(make_single(env))
             require_distinct(pool)
-        _play(agent, pool, jobs, first_seed, deterministic, returns, lengths)
+        _play(agent, pool, jobs, first_seed, deterministic, returns, lengths, lost)
     finally:
         if not isinstance(env, gymnasium.Env):
             for each in pool:
                 each.close()
+    if lost.any():
+        found = (
+            f"{agent.algorithm} has diverged (seed {marked(agent.seeds, lost)}): networks or actions are not finite, "
+            f"so it has no returns in {env_id}. Load an earlier checkpoint, or train anew with smaller step sizes."
+        )
+        if lost.all():
+            raise CorollaryError(found)
+        warnings.warn(found, RuntimeWarning, stacklevel=2)
+        returns[lost] = np.nan
     return Evaluation(
         env_id=env_id,
         returns_SE=returns,
@@ -137,8 +151,9 @@ def _play(
     deterministic: bool,
     returns: NDArray[np.float64],
     lengths: NDArray[np.int64],
+    lost: NDArray[np.bool_],
 ) -> None:
-    """Let each environment of the pool play job after job, all of them one step per round."""
+    """Let each environment of the pool play job after job, all of them one step per round; note who gets `lost`."""
     waiting = list(reversed(jobs))
     stream = None if deterministic else RandomStream(agent.seeds, "evaluation", device=agent.device)
     rounds = itertools.count()
@@ -167,15 +182,15 @@ def _play(
             row = int(np.argwhere(~np.isfinite(encoded))[0, 0])
             raise _not_finite("observation", observations[row], place(*playing[row][1:]))
         actions = _act(agent, playing, encoded, stream, next(rounds))
-        if actions.dtype.kind == "f" and not np.isfinite(actions).all():
-            row = int(np.argwhere(~np.isfinite(actions))[0, 0])
-            raise CorollaryError(
-                f"{place(*playing[row][1:])}: the action {actions[row]} of the policy of training seed "
-                f"{agent.seeds[playing[row][1]]} is not finite: its training has diverged, so load an earlier "
-                "checkpoint or train anew with smaller step sizes."
-            )
+        broken = ~np.isfinite(actions).all(1)
+        if broken.any():
+            lost[[playing[row][1] for row in np.flatnonzero(broken)]] = True
+            waiting = [job for job in waiting if not lost[job[0]]]
         still, still_observations, free = [], [], []
         for (env, seed_index, episode), action in zip(playing, agent.decode(actions), strict=True):
+            if lost[seed_index]:
+                free.append(env)
+                continue
             try:
                 obs, reward, terminated, truncated, _ = env.step(action)
             except Exception as error:

@@ -56,6 +56,8 @@ def fit(
             more than `n_steps`.
         CheckpointError: if the checkpoint to resume belongs to other settings or other data.
         EnvironmentMismatchError: before training, if the spaces of `eval_env` differ from the dataset's.
+        CorollaryError: at the log interval in which the last seed has diverged; a seed that does so while others are
+            well is told as a :class:`RuntimeWarning`.
         KeyboardInterrupt: after Ctrl-C, once the step in progress is done and the checkpoint written.
     """
     check_counts(

@@ -57,7 +57,8 @@ def learn(
     Raises:
         ConfigError: if `resume` lacks a `run_dir`, or the run to resume has taken more than `n_steps`.
         CheckpointError: if the checkpoint to resume belongs to other settings, or to ``fit``.
-        CorollaryError: if an environment raises or gives a number that is not finite; the last checkpoint stays.
+        CorollaryError: if an environment raises or gives a number that is not finite, or every seed has diverged; the
+            last checkpoint stays. One seed that diverges is told as a :class:`RuntimeWarning` and acts with zeros.
         KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
     """
     save_every = checkpoint_interval(save_every, eval_env, eval_every)

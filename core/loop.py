@@ -15,7 +15,7 @@ import torch
 
 from . import checkpoint
 from .agent import Agent, Metrics, is_whole
-from .errors import ConfigError
+from .errors import ConfigError, CorollaryError, marked
 from .evaluation import EnvSource, Evaluation, evaluate
 from .runs import CARD, RunWriter, versions
 
@@ -75,7 +75,7 @@ class Loop:
         self.steps_per_second = 0.0
         self.headline = ""
         self.stopped = False
-        self._broken: set[str] = set()
+        self._told = np.zeros(len(agent.seeds), bool)  # seeds that have been named as diverged
         self._logged_step = agent.clock
         self._started = self._interval_started = time.perf_counter()
 
@@ -97,18 +97,20 @@ class Loop:
         self._interval_started = time.perf_counter()
 
     def _warn(self) -> None:
-        """Warn once of each loss that is not finite: the other seeds may be well."""
-        for name, values in self.metrics.items():
-            broken = ~np.isfinite(values)
-            if name.endswith("loss") and name not in self._broken and broken.any():
-                self._broken.add(name)
-                seeds = ", ".join(str(seed) for seed, hit in zip(self.agent.seeds, broken, strict=True) if hit)
-                warnings.warn(
-                    f"{self.agent.algorithm} has diverged: at step {self.agent.clock} {name} is not finite (seed "
-                    f"{seeds}). Smaller step sizes or other reward and state transforms may help.",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+        """Name once each seed that has diverged, since the others may be well; raise if none is."""
+        lost = self.agent.diverged()
+        broken = {name: ~np.isfinite(values) for name, values in self.metrics.items() if name.endswith("loss")}
+        for name, seeds in (broken | {"a parameter": lost}).items():
+            if not (seeds & ~self._told).any() and not lost.all():
+                continue
+            self._told |= seeds
+            said = (
+                f"{self.agent.algorithm} has diverged: at step {self.agent.clock} {name} is not finite (seed "
+                f"{marked(self.agent.seeds, seeds)}). Smaller step sizes or other reward and state transforms may help."
+            )
+            if lost.all():
+                raise CorollaryError(said)
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
     def evaluate(self) -> None:
         """Evaluate all seeds, write and report the result; the time it takes is not the learning's."""

@@ -3,6 +3,8 @@
 Axes: ``S`` seeds, ``T`` steps, ``N`` environments of a seed.
 """
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .environments import Environments
+from .errors import CorollaryError, marked
 from .normalisers import ObservationNormaliser, RewardNormaliser
 from .policies import Actor
 
@@ -68,16 +71,23 @@ class Collector:
         self.observation_normaliser = observation_normaliser
         self.reward_normaliser = reward_normaliser
         self._shape = (n_seeds, environments.n_envs)
+        self._lost = np.zeros(n_seeds, bool)  # seeds that have been named as diverged
         self._raw = self._by_seed(obs)
 
     def collect(self, act: Actor, noise: Tensor, device: torch.device, dtype: torch.dtype) -> Rollout:
         """Take T steps of every environment.
+
+        A seed whose policy has diverged, so that its actions are not finite, takes actions of zeros instead: the other
+        seeds must go on. A :class:`RuntimeWarning` names it once.
 
         Args:
             act: chooses actions for normalised observations.
             noise: what it samples with, ``[S, T, N, d_a]``.
             device: of the rollout's tensors.
             dtype: of its numbers.
+
+        Raises:
+            CorollaryError: if the policies of all seeds have diverged.
         """
         n_seeds, n_steps, n_envs, d_a = noise.shape
         normaliser, shape = self.observation_normaliser, (n_steps, n_seeds, n_envs)
@@ -91,6 +101,8 @@ class Collector:
         for t in range(n_steps):
             raw_obs[t], obs[t] = raw, seen
             action = act(seen, draws[t])
+            if action.dtype.kind == "f" and not math.isfinite(np.vdot(action, action)):
+                action = self._finite(action)
             step = self.environments.step(action.reshape(-1, d_a))
             actions.append(action)
             raw_next = raw_next_obs[t] = self._by_seed(step.next_obs)
@@ -123,6 +135,22 @@ class Collector:
             truncated=tensor(truncated, None),
             valid=None if valid.all() else tensor(valid, None),
         )
+
+    def _finite(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Return the actions ``[S, N, d_a]`` with zeros for what is not finite."""
+        is_finite = np.isfinite(action)
+        lost = ~is_finite.all((1, 2))
+        if lost.all() or (lost & ~self._lost).any():
+            found = (
+                f"{self.environments.name}: the actions of the policy are not finite (seed "
+                f"{marked(self.environments.seeds, lost)}): its training has diverged. Load an earlier checkpoint, or "
+                "train anew with smaller step sizes."
+            )
+            if lost.all():
+                raise CorollaryError(found)
+            warnings.warn(f"{found} It takes actions of zeros, so that the others go on.", RuntimeWarning, stacklevel=2)
+        self._lost |= lost
+        return np.where(is_finite, action, 0).astype(action.dtype)
 
     def _seen(self, raw: NDArray[np.float32]) -> NDArray[np.float32]:
         return raw if self.observation_normaliser is None else self.observation_normaliser.normalize(raw)

@@ -138,7 +138,7 @@ class RunWriter:
                 f"{self.path} already holds a run: continue it by resuming, or choose another run directory."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(self.path / CARD, _json(card, indent=2) + "\n")
+        _write_atomically(self.path / CARD, strict_json(card, indent=2) + "\n")
 
     def _resume(self, card: dict[str, Any], step: int) -> None:
         old = _read_card(self.path)
@@ -164,9 +164,9 @@ class RunWriter:
             if name == EPISODES and not (self.path / name).exists():
                 continue
             kept = [line for line in _read_lines(self.path / name) if line["step"] <= step]
-            _write_atomically(self.path / name, "".join(_json(line) + "\n" for line in kept))
+            _write_atomically(self.path / name, "".join(strict_json(line) + "\n" for line in kept))
             self._seconds_before = max([self._seconds_before, *(line.get("seconds", 0.0) for line in kept)])
-        _write_atomically(self.path / CARD, _json(old, indent=2) + "\n")
+        _write_atomically(self.path / CARD, strict_json(old, indent=2) + "\n")
 
     def log_metrics(
         self, step: int, seconds: float, steps_per_second: float, metrics: Mapping[str, npt.ArrayLike]
@@ -241,13 +241,13 @@ class RunWriter:
             if self._episodes is None:
                 self._episodes = (self.path / EPISODES).open("a", encoding="utf-8", newline="\n")
             line = {"step": int(step), "seed": self._seeds[seed_index]}
-            self._episodes.write(_json(line | {"return": float(episode_return), "length": int(length)}) + "\n")
+            self._episodes.write(strict_json(line | {"return": float(episode_return), "length": int(length)}) + "\n")
         if self._episodes is not None:
             self._episodes.flush()
 
     @staticmethod
     def _append(file: Any, line: Mapping[str, Any]) -> None:
-        file.write(_json(line) + "\n")
+        file.write(strict_json(line) + "\n")
         file.flush()
 
     def _mirror(self, step: int, values_S: Mapping[str, FloatArray]) -> None:
@@ -292,7 +292,7 @@ def _plain_card(card: Card) -> dict[str, Any]:
     if missing:
         raise DataError(f"The run card lacks {', '.join(missing)}: a run cannot be told from others without.")
     try:
-        plain: dict[str, Any] = json.loads(_json(card))
+        plain: dict[str, Any] = json.loads(strict_json(card))
     except TypeError as error:
         raise DataError(f"The run card must be plain JSON data: {error}.") from error
     return plain
@@ -312,7 +312,8 @@ def _first_difference(name: str, was: Any, now: Any) -> str:
     return f"{name} is {was!r}, not {now!r}"
 
 
-def _json(value: Any, indent: int | None = None) -> str:
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON; a float that JSON cannot hold is the string ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``."""
     return json.dumps(_strict(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
@@ -680,7 +681,7 @@ def _variant_identity(card: Card) -> dict[str, str]:
 def flatten(name: str, value: Any) -> dict[str, str]:
     """Nested mappings as one of dotted names, ``{"name.key.key": text}``; what is no string is JSON text."""
     if not isinstance(value, Mapping):
-        return {name: value if isinstance(value, str) else _json(value)}
+        return {name: value if isinstance(value, str) else strict_json(value)}
     entries: dict[str, str] = {}
     for key, entry in value.items():
         entries |= flatten(f"{name}.{key}", entry)

@@ -30,7 +30,6 @@ from ..core.agent import Metrics
 from ..core.cache import computed_folder
 from ..core.config import Preset
 from ..core.dataset import Batch, Transitions
-from ..core.errors import CorollaryError
 from ..kernels.neighbours import NeighbourIndex
 from .td3 import TD3Agent, TD3Config, action_error
 
@@ -96,13 +95,9 @@ class PRDC(TD3Agent[PRDCConfig]):
         """Return the distance to the nearest row; the row and its action are constants."""
         # Logged states are cheaper to ask for by their row, but experienced ones have none.
         key = {"state": batch.obs} if self.online_phase else {"row": batch.index}
-        try:
-            row, distance = self._neighbours.query(action.detach(), k=self.config.k, **key)
-        except ValueError as error:
-            raise CorollaryError(
-                f"{self.algorithm} has diverged: at step {self.step} its policy's actions have no nearest row "
-                f"({error}) Smaller step sizes or other transforms may help."
-            ) from error
+        # A seed whose policy has diverged asks for logged actions instead: its loss stays nan, and the others go on.
+        asked = torch.where(action.isfinite(), action, batch.action).detach()
+        row, distance = self._neighbours.query(asked, k=self.config.k, **key)
         target = self._rows.action[row]
         diagnostics = {
             "nn_distance": distance.mean(1).to(action.dtype),

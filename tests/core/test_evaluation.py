@@ -205,18 +205,28 @@ def test_what_an_environment_raises_or_shows_is_one_sentence_that_says_where(age
         evaluate(agent, lambda: Broken(what), 5)
 
 
-@pytest.mark.parametrize("weight", [np.nan, np.inf])
-def test_a_policy_that_has_diverged_is_blamed_and_not_the_environment(weight) -> None:
+@pytest.mark.parametrize("factor", [np.nan, np.inf, 1e38])  # with the last one the actions alone are not finite
+def test_a_seed_that_has_diverged_is_named_and_the_others_play_on(factor) -> None:
     agent = BC(seeds=[5, 0, 2], **SMALL).fit(walks(), 1)
+    expected = [evaluate(agent.select(index), Uneven, 5) for index in (0, 2)]
     with torch.no_grad():
-        next(agent.actor.parameters())[1] = weight  # of seed 0 alone
+        for parameter in agent.actor.parameters():
+            parameter[1] *= factor  # of seed 0 alone
+    assert agent.diverged().tolist() == [False, bool(factor != 1e38), False]
+    log: list[str | int] = []
     said = (
-        r"^Uneven, step 0 .* seed 1000000: the action \[nan nan\] of the policy of training seed 0 is not finite: "
-        r"its training has diverged, so load an earlier checkpoint or train anew with smaller step sizes\.$"
+        r"^offline\.bc has diverged \(seed 0\): networks or actions are not finite, so it has no returns in Uneven\. "
+        r"Load an earlier checkpoint, or train anew with smaller step sizes\.$"
     )
+    with pytest.warns(RuntimeWarning, match=said):
+        found = evaluate(agent, lambda: Uneven(log), 5, parallel=4)
+    assert np.isnan(found.returns_SE[1]).all()
+    assert found.lengths_SE[[0, 2]].sum() == 30
+    for row, alone in zip((0, 2), expected, strict=True):
+        np.testing.assert_allclose(found.returns_SE[row], alone.returns_SE[0], rtol=1e-5)
+    assert log.count("closed") == 4
     with pytest.raises(CorollaryError, match=said):
-        evaluate(agent, Uneven, 5)
-    assert evaluate(agent.select(0), Uneven, 5).lengths_SE.sum() == 15  # the others are as good as before
+        evaluate(agent.select(1), Uneven, 5)
 
 
 class Endless(Uneven):

@@ -295,6 +295,27 @@ def test_evaluate_policy_of_stable_baselines_finds_the_same_returns(kind, traine
     np.testing.assert_allclose(returns, ours.returns_SE[0], rtol=1e-4)
 
 
+@every_algorithm
+def test_a_seed_that_diverges_leaves_the_others_as_they_are(kind, reacher, tmp_path) -> None:
+    well, ill = (kind(SEEDS, **small(kind)).fit(reacher, 2) for _ in range(2))
+    with torch.no_grad():
+        for tensor in ill.networks.state_dict().values():
+            tensor[1] = float("nan")
+    assert ill.diverged().tolist() == [False, True, False]
+    well.fit(reacher, 6).learn(ENV, 6)
+    with pytest.warns(RuntimeWarning, match=r"diverged.*\(seed 3\)|\(seed 3\).*diverged"):
+        ill.fit(reacher, 6).learn(ENV, 6)
+    for index in (0, 2):
+        ours, theirs = (
+            {name: tensor.nan_to_num(7.5) for name, tensor in state_of(agent.select(index), tmp_path).items()}
+            for agent in (well, ill)
+        )
+        assert same_bits(ours, theirs)
+    with pytest.warns(RuntimeWarning, match=r"diverged \(seed 3\)"):
+        result = corollary.evaluate(ill, ENV, 2)
+    assert np.isnan(result.returns_SE).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+
+
 # -- Saving and loading
 
 

@@ -43,7 +43,7 @@ def test_a_policy_that_diverges_ends_the_run_with_its_step() -> None:
     agent = PRDC(hidden=(8,), batch_size=4).fit(HAND_SET, 3)
     with torch.no_grad():
         agent.actor.net.weights[0].fill_(float("nan"))
-    with pytest.raises(CorollaryError, match=r"offline\.prdc has diverged: at step [34] its policy's act"):
+    with pytest.raises(CorollaryError, match=r"offline\.prdc has diverged: at step 5 \w+_loss is not finite"):
         agent.fit(HAND_SET, 2)
 
 

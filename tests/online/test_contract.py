@@ -17,7 +17,12 @@ from gymnasium import spaces
 import corollary
 from corollary.core import checkpoint
 from corollary.core.agent import algorithm_class, algorithms
-from corollary.core.errors import CheckpointError, ConfigError, CorollaryError, EnvironmentMismatchError
+from corollary.core.errors import (
+    CheckpointError,
+    ConfigError,
+    CorollaryError,
+    EnvironmentMismatchError,
+)
 from corollary.core.online_agent import OnlineAgent
 
 from .conftest import small
@@ -231,6 +236,41 @@ def test_exported_categories_are_counted_as_the_environment_counts_them(space, t
     (action,) = session.run(None, {"observation": obs})
     np.testing.assert_array_equal(action.reshape(20, -1), agent.predict(obs)[0].reshape(20, -1))
     assert all(space.contains(each if each.size > 1 else each[0]) for each in action)
+
+
+def poison(agent: Any, index: int) -> None:
+    with torch.no_grad():
+        for tensor in agent.networks.state_dict().values():
+            tensor[index] = float("nan")
+
+
+@every_case
+def test_a_seed_that_diverges_leaves_the_others_as_they_are(kind, env, tmp_path) -> None:
+    if kind.algorithm == "online.fixpo":
+        pytest.skip("FixPO stops where its guarantee is broken")
+    well, ill = (make(kind, env) for _ in range(2))
+    poison(ill, 1)
+    well.learn(STEPS)
+    with pytest.warns(RuntimeWarning, match=r"diverged.*\(seed 3\)|\(seed 3\).*diverged"):
+        ill.learn(STEPS)
+    for index in (0, 2):
+        ours, theirs = (
+            {n: t for n, t in state_of(agent.select(index), tmp_path).items() if n.startswith(("network", "optimizer"))}
+            for agent in (well, ill)
+        )
+        assert same_bits(ours, theirs)
+    with pytest.warns(RuntimeWarning, match=r"diverged \(seed 3\)"):
+        result = corollary.evaluate(ill, env, 2)
+    assert np.isnan(result.returns_SE).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+
+
+@every_case
+def test_learning_ends_when_every_seed_has_diverged(kind, env) -> None:
+    agent = make(kind, env)
+    for index in range(3):
+        poison(agent, index)
+    with pytest.raises(CorollaryError, match=r"not finite \(seed 11, 3, 7\)|has the policy become infinite"):
+        agent.learn(STEPS)
 
 
 @every_case
