@@ -30,14 +30,8 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Base of all configurations: every field is of its annotated type.
-
-    Attributes:
-        hidden: widths of the hidden layers of every network.
-    """
-
-    hidden: tuple[int, ...] = (256, 256)
+class Settings:
+    """Base of all settings: every field is of its annotated type, every float finite."""
 
     def __post_init__(self) -> None:
         """Check types; subclasses check ranges after calling this."""
@@ -50,6 +44,17 @@ class Config:
         """Raise a :class:`ConfigError` naming the field, its value and the allowed range unless `holds`."""
         if not holds:
             raise ConfigError(f"{type(self).__name__}.{name} must be {allowed}; got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Base of all configurations.
+
+    Attributes:
+        hidden: widths of the hidden layers of every network.
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,12 +98,14 @@ class DatasetInfo:
     horizon: int | None = None
 
     def __post_init__(self) -> None:
-        """Copy `provenance` and refuse what JSON cannot hold."""
+        """Copy `provenance` and refuse what JSON cannot hold, and references that no score can be measured with."""
         object.__setattr__(self, "provenance", dict(self.provenance))
         references = {"ref_min_score": self.ref_min_score or 0.0, "ref_max_score": self.ref_max_score or 0.0}
         for key, value in {**references, **self.provenance}.items():
             if not (isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
                 raise DataError(f"info: {key} is {value!r}; only text and finite numbers can be stored")
+        if self.ref_min_score is not None and self.ref_min_score == self.ref_max_score:
+            raise DataError(f"info: ref_min_score and ref_max_score are both {self.ref_min_score}; they must differ")
 
     def to_json(self) -> str:
         """Return the fields as JSON text with sorted keys; floats survive the round trip exactly."""

@@ -5,6 +5,7 @@ stays in the batches. One iteration is one step of every environment, after whic
 the updates it took offline, on batches of logged and of experienced rows.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .agent import Metrics
 from .checkpoint import below
+from .config import Settings
 from .environments import Environments, EnvSource, make_environments
 from .errors import ConfigError, CorollaryError, EnvironmentMismatchError
 from .recent import RecentReturns
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from .offline_agent import OfflineAgent
 
 
-@dataclass(frozen=True)
-class FineTuning:
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Settings):
     """How an offline agent learns from an environment.
 
     Attributes:
@@ -50,18 +52,14 @@ class FineTuning:
     exploration_noise: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the ranges given above."""
+        """Check types and the ranges given above."""
+        super().__post_init__()
         share = self.offline_share
-        for name, holds, allowed in (
-            ("offline_share", share is None or 0 <= share <= 1, "in [0, 1], or None"),
-            ("gradient_steps", self.gradient_steps >= 1, "at least 1"),
-            ("n_envs", self.n_envs >= 1, "at least 1"),
-            ("buffer_size", self.buffer_size >= 1, "at least 1"),
-            ("learning_starts", self.learning_starts >= 0, ">= 0"),
-            ("exploration_noise", self.exploration_noise >= 0, ">= 0"),
-        ):
-            if not holds:
-                raise ConfigError(f"{name} must be {allowed}; got {getattr(self, name)!r}.")
+        self.require("offline_share", share is None or 0 <= share <= 1, "in [0, 1], or None")
+        for name in ("gradient_steps", "n_envs", "buffer_size"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_starts", "exploration_noise"):
+            self.require(name, getattr(self, name) >= 0, ">= 0")
 
 
 class Experience:
@@ -94,31 +92,34 @@ class Experience:
 
     @property
     def environments(self) -> Environments:
-        """The environments; raises a :class:`ConfigError` before :meth:`enter`."""
+        """The environments; raises a :class:`ConfigError` before they are entered."""
         if self._environments is None:
             raise ConfigError("This agent has no environment: call learn(env, n_steps).")
         return self._environments
 
-    def enter(self, source: EnvSource, settings: FineTuning) -> None:
-        """Live in `source` with `settings` from now on; nothing changes where that is refused.
+    def entering(self, source: EnvSource, settings: FineTuning) -> "Experience":
+        """Return this experience as it goes on in `source` with `settings`; this one stays where and as it is.
+
+        Its episodes go on there too, unless the number of environments is another.
 
         Raises:
             ConfigError: as :meth:`change` does.
-            EnvironmentMismatchError: if its spaces are others than the dataset's.
+            EnvironmentMismatchError: if the spaces of `source` are others than the dataset's.
         """
         made = make_environments(source, self.agent.seeds, settings.n_envs)
+        entered = copy.copy(self)
+        entered._environments, entered._collector, entered._resumed = made, None, self._episodes
         try:
             self.agent.check_spaces(made.name, made.observation_space, made.action_space)
             if made.n_envs != settings.n_envs:
                 raise EnvironmentMismatchError(
                     f"{made.name} is a vector of {made.n_envs} environments: pass n_envs={made.n_envs}."
                 )
-            self.change(settings)
+            entered.change(settings)
         except CorollaryError:
             made.close()
             raise
-        self.leave()
-        self._environments = made
+        return entered
 
     def change(self, settings: FineTuning) -> None:
         """Go on with other settings; raises a :class:`ConfigError` if the buffer would have another size."""
@@ -128,7 +129,6 @@ class Experience:
                 f"cannot become {settings.buffer_size}."
             )
         if settings.n_envs != self.settings.n_envs:
-            self.leave()
             self._resumed = None  # the episodes of the former environments end here
         self.settings = settings
 
@@ -146,10 +146,14 @@ class Experience:
     def leave(self) -> None:
         """Close the environments; episodes go on in the same ones when they are entered again."""
         if self._environments is not None:
-            if self._collector is not None:
-                self._resumed = self._environments.state()
+            self._resumed = self._episodes
             self._environments.close()
         self._environments, self._collector = None, None
+
+    @property
+    def _episodes(self) -> "dict[str, NDArray[Any]] | None":
+        """The state of the running episodes; ``None`` before the first."""
+        return self._resumed if self._collector is None else self.environments.state()
 
     def finished_episodes(self) -> list[tuple[int, float, int]]:
         """Return seed index, raw return and length of the episodes that ended since the last call."""
@@ -234,8 +238,8 @@ class Experience:
         """Return the replay, the environments and the recent returns, each with the seed axis first."""
         found = {"recent_returns": self.recent_returns.tensor()}
         found |= {f"replay/{name}": tensor for name, tensor in self.replay.state().items()}
-        states = self._resumed if self._collector is None else self.environments.state()
-        return found | {f"environments/{name}": torch.from_numpy(array) for name, array in (states or {}).items()}
+        episodes = self._episodes or {}
+        return found | {f"environments/{name}": torch.from_numpy(array) for name, array in episodes.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`tensors` returned."""

@@ -1,14 +1,23 @@
 """The loop that agents learn from a dataset in: batches, logs, evaluations, checkpoints, progress, interruption."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from .dataset import Dataset
-from .errors import CorollaryError
 from .evaluation import EnvSource, check_environment
-from .loop import CHECKPOINT, Callback, Loop, check_counts, checkpoint_interval, interruption, open_run, restore
+from .loop import (
+    CHECKPOINT,
+    Callback,
+    Loop,
+    check_counts,
+    checkpoint_interval,
+    interruption,
+    open_run,
+    restore,
+    unchanged_if_refused,
+)
 from .offline_agent import OfflineAgent
 from .progress import Progress
 
@@ -53,8 +62,8 @@ def fit(
 
     Raises:
         ConfigError: if a count is no positive whole number, `resume` lacks a `run_dir`, or the run to resume has taken
-            more than `n_steps`.
-        CheckpointError: if the checkpoint to resume belongs to other settings or other data.
+            more than `n_steps` or is one on other data.
+        CheckpointError: if the checkpoint to resume belongs to other settings, or to ``learn``.
         EnvironmentMismatchError: before training, if the spaces of `eval_env` differ from the dataset's.
         CorollaryError: at the log interval in which the last seed has diverged; a seed that does so while others are
             well is told as a :class:`RuntimeWarning`.
@@ -64,10 +73,10 @@ def fit(
         n_steps=n_steps, log_every=log_every, eval_every=eval_every, save_every=save_every, eval_episodes=eval_episodes
     )
     save_every = checkpoint_interval(save_every, eval_env, eval_every)
-    with _unchanged_if_refused(agent):
+    with unchanged_if_refused(agent):
         agent.online_phase = False
         if resume:
-            restore(agent, run_dir)
+            restore(agent, run_dir, n_steps)
         data = agent.prepare(dataset)
         if eval_env is not None:
             check_environment(agent, eval_env)  # now, and not when hours of training end in the first evaluation
@@ -96,18 +105,6 @@ def fit(
                 agent.save(Path(run_dir) / CHECKPOINT)
             if stopping:
                 raise KeyboardInterrupt
-
-
-@contextmanager
-def _unchanged_if_refused(agent: OfflineAgent[Any]) -> Iterator[None]:
-    """Take back what was changed, should the block raise: an agent must not stay bound to data that were refused."""
-    before = dict(vars(agent))
-    try:
-        yield
-    except CorollaryError:
-        vars(agent).clear()
-        vars(agent).update(before)
-        raise
 
 
 def _card(agent: OfflineAgent[Any], dataset: Dataset, n_steps: int) -> dict[str, Any]:

@@ -1,14 +1,24 @@
 """The loop that agents learn from an environment in: logs, evaluations, checkpoints, progress, interruption."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .evaluation import EnvSource, check_environment
-from .loop import CHECKPOINT, Callback, Loop, check_counts, checkpoint_interval, interruption, open_run, restore
+from .loop import (
+    CHECKPOINT,
+    Callback,
+    Loop,
+    check_counts,
+    checkpoint_interval,
+    interruption,
+    open_run,
+    restore,
+    unchanged_if_refused,
+)
 from .offline_agent import OfflineAgent
 from .online_agent import OnlineAgent
 from .progress import Progress
@@ -17,6 +27,7 @@ from .progress import Progress
 def learn(
     agent: OnlineAgent[Any] | OfflineAgent[Any],
     n_steps: int,
+    entering: AbstractContextManager[None],
     *,
     eval_env: EnvSource | None = None,
     eval_every: int | None = None,
@@ -34,12 +45,12 @@ def learn(
     Experience comes in whole iterations (for PPO a rollout of ``n_envs * n_steps`` steps), so training ends with the
     first iteration that reaches the number asked for. Schedules, such as a learning rate that falls to zero, span
     the steps of this call; a resumed run continues the schedule of the run it resumes. Evaluations use other
-    environments and streams, so they never change what is learnt. Agents call :func:`check_arguments` before they enter
-    an environment for this.
+    environments and streams, so they never change what is learnt. Agents call :func:`check_arguments` before this.
 
     Args:
         agent: the agent; training continues from its state.
         n_steps: environment steps per seed to take now; with ``resume=True`` the total to reach.
+        entering: within it the agent is in the environments to learn from; left by an error, it closes them again.
         eval_env: where to evaluate (id, factory or environment); ``None`` for no evaluation.
         eval_every: steps between evaluations; ``None`` for one at the end only.
         eval_episodes: episodes per seed and evaluation.
@@ -55,24 +66,20 @@ def learn(
         command: what the caller was asked to do, JSON-able, kept in ``run.json`` so that it can be repeated.
 
     Raises:
-        ConfigError: if `resume` lacks a `run_dir`, or the run to resume has taken more than `n_steps`.
+        ConfigError: if `resume` lacks a `run_dir`, or the run to resume has taken more than `n_steps` or is one on
+            other data.
         CheckpointError: if the checkpoint to resume belongs to other settings, or to ``fit``.
         CorollaryError: if an environment raises or gives a number that is not finite, or every seed has diverged; the
             last checkpoint stays. One seed that diverges is told as a :class:`RuntimeWarning` and acts with zeros.
         KeyboardInterrupt: after Ctrl-C, once the iteration in progress is done and the checkpoint written.
     """
     save_every = checkpoint_interval(save_every, eval_env, eval_every)
-    if resume:
-        restore(agent, run_dir)
-    started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)
-    card: dict[str, Any] = {"n_steps": target, "env_id": agent.environments.env_id}
-    if isinstance(agent, OfflineAgent):
-        card["began_at"] = {"gradient_steps": agent.step, "environment_steps": agent.clock}
-        if agent.dataset_card is not None:
-            card["dataset"] = agent.dataset_card
-    if command is not None:
-        card["command"] = dict(command)
-    writer = open_run(agent, run_dir, resume, card)
+    with unchanged_if_refused(agent), entering:
+        if resume:
+            restore(agent, run_dir, n_steps)
+        started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)
+        card = _card(agent, target) | ({} if command is None else {"command": dict(command)})
+        writer = open_run(agent, run_dir, resume, card)
     loop = Loop(agent, writer, eval_env, eval_episodes, callbacks)
     returns: list[list[float]] = [[] for _ in agent.seeds]
     lengths: list[list[float]] = [[] for _ in agent.seeds]
@@ -107,6 +114,15 @@ def learn(
                 agent.save(Path(run_dir) / CHECKPOINT)
             if stopping:
                 raise KeyboardInterrupt
+
+
+def _card(agent: OnlineAgent[Any] | OfflineAgent[Any], n_steps: int) -> dict[str, Any]:
+    card: dict[str, Any] = {"n_steps": n_steps, "env_id": agent.environments.env_id}
+    if isinstance(agent, OfflineAgent):
+        card["began_at"] = {"gradient_steps": agent.step, "environment_steps": agent.clock}
+        if agent.dataset_card is not None:
+            card["dataset"] = agent.dataset_card
+    return card
 
 
 def check_arguments(

@@ -146,22 +146,40 @@ def check_counts(**counts: int | None) -> None:
             raise ConfigError(f"{name} must be at least 1; got {value}.")
 
 
-def restore(agent: Agent[Any], run_dir: str | Path | None) -> None:
-    """Take over the checkpoint of the run to resume; a run killed before its first one starts anew.
+@contextmanager
+def unchanged_if_refused(agent: Agent[Any]) -> Iterator[None]:
+    """Take back what was changed, should the block raise: nothing of what was refused may stay behind in the agent."""
+    before = dict(vars(agent))
+    try:
+        yield
+    except BaseException:
+        vars(agent).clear()
+        vars(agent).update(before)
+        raise
+
+
+def restore(agent: Agent[Any], run_dir: str | Path | None, n_steps: int) -> None:
+    """Take over the checkpoint of the run to bring to `n_steps`; a run killed before its first one starts anew.
 
     Raises:
-        ConfigError: without a `run_dir`.
+        ConfigError: without a `run_dir`, or if there is no run to continue and the agent has taken all those steps.
         CheckpointError: if the checkpoint belongs to other settings.
     """
     if run_dir is None:
         raise ConfigError("resume=True needs the run_dir whose run is to be continued.")
-    path = Path(run_dir) / CHECKPOINT
-    if checkpoint.exists(path):
+    path, has_card = Path(run_dir) / CHECKPOINT, (Path(run_dir) / CARD).exists()
+    has_checkpoint = checkpoint.exists(path)
+    if has_checkpoint:
         agent.restore(path)
-    elif (Path(run_dir) / CARD).exists():
+    elif has_card:
         warnings.warn(
             f"{run_dir} has no checkpoint yet: the run starts anew, from step {agent.clock}, and its logs with it.",
-            stacklevel=4,
+            stacklevel=5,
+        )
+    if agent.clock >= n_steps and not (has_checkpoint and has_card):
+        raise ConfigError(
+            f"{run_dir} holds no run to continue, and this agent has taken {agent.clock} steps: with resume=True, "
+            f"n_steps={n_steps} is the total to reach. Leave out resume to take {n_steps} more."
         )
 
 

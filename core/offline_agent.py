@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
@@ -15,19 +16,20 @@ from torch import Tensor, nn
 
 from .agent import Agent, Metrics
 from .checkpoint import below
-from .config import OfflineConfig
+from .config import OfflineConfig, make_config
 from .dataset import Batch, Dataset, Transitions
 from .environments import environment_name, is_same_environment
 from .errors import CheckpointError, ConfigError, CorollaryError, DataError, EnvironmentMismatchError
 from .networks import ActionBox
 from .sampling import RowSampler, row_probabilities
+from .scores import normalized_score
 from .transforms import RewardTransform, StateTransform, reward_transform, state_transform
 
 if TYPE_CHECKING:
     from .environments import Environments
     from .environments import EnvSource as TrainingEnvironment
     from .evaluation import EnvSource
-    from .fine_tune import Experience
+    from .fine_tune import Experience, FineTuning
     from .loop import Callback
     from .recent import RecentReturns
 
@@ -199,25 +201,24 @@ class OfflineAgent(Agent[C]):
             ConfigError: for a setting out of range, another `buffer_size` than before, or a dataset that is missing.
             EnvironmentMismatchError: if the environment's spaces are others than the dataset's.
         """
-        from .fine_tune import Experience, FineTuning
+        from .fine_tune import FineTuning
         from .learn import check_arguments, learn
 
-        settings = FineTuning(offline_share, gradient_steps, n_envs, buffer_size, learning_starts, exploration_noise)
+        given = {
+            "offline_share": offline_share,
+            "gradient_steps": gradient_steps,
+            "n_envs": n_envs,
+            "buffer_size": buffer_size,
+            "learning_starts": learning_starts,
+            "exploration_noise": exploration_noise,
+        }
+        settings = make_config(FineTuning, given, {}, None)
         _ = self.problem
         check_arguments(self, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)
-        if dataset is not None:
-            self.prepare(dataset)
-        if self.data is None and (offline_share != 0 or self.needs_data):
-            raise ConfigError(
-                "This loaded agent does not hold its dataset: pass learn(..., dataset=...)"
-                + ("." if self.needs_data else ", or offline_share=0 to learn from the environment alone.")
-            )
-        lived = self.experience or Experience(self, settings)
-        lived.enter(env, settings)
-        self.experience, self.online_phase = lived, True
         learn(
             self,
             n_steps,
+            self._entering(env, settings, dataset),
             eval_env=eval_env,
             eval_every=eval_every,
             eval_episodes=eval_episodes,
@@ -230,6 +231,29 @@ class OfflineAgent(Agent[C]):
             command=command,
         )
         return self
+
+    @contextmanager
+    def _entering(self, env: "TrainingEnvironment", settings: "FineTuning", dataset: Dataset | None) -> Iterator[None]:
+        """Take up `dataset`, if one is given, and live in `env`; an error in the block closes that again."""
+        from .fine_tune import Experience
+
+        if dataset is not None:
+            self.prepare(dataset)
+        if self.data is None and (settings.offline_share != 0 or self.needs_data):
+            raise ConfigError(
+                "This loaded agent does not hold its dataset: pass learn(..., dataset=...)"
+                + ("." if self.needs_data else ", or offline_share=0 to learn from the environment alone.")
+            )
+        former = self.experience
+        entered = self.experience = (former or Experience(self, settings)).entering(env, settings)
+        self.online_phase = True
+        try:
+            yield
+        except BaseException:
+            entered.leave()
+            raise
+        if former is not None:
+            former.leave()
 
     @property
     def _lived(self) -> "Experience":
@@ -300,9 +324,8 @@ class OfflineAgent(Agent[C]):
             cast(RewardTransform, self._reward_transform),
             cast(StateTransform, self._state_transform),
         )
-        data = dataclasses.replace(
-            raw, obs=states(raw.obs), next_obs=states(raw.next_obs), reward=rewards(raw.reward)
-        ).to(device=self.device, dtype=self.dtype)
+        raw = raw.to(device=self.device, dtype=self.dtype)  # before the transforms, which round
+        data = dataclasses.replace(raw, obs=states(raw.obs), next_obs=states(raw.next_obs), reward=rewards(raw.reward))
         self.data, self.dataset_card = data, _dataset_card(dataset)
         probability = row_probabilities(chosen, self.config, rewards)
         self.sampler = RowSampler(
@@ -338,7 +361,11 @@ class OfflineAgent(Agent[C]):
         return np.asarray(observations)
 
     def is_single(self, observation: Any) -> bool:
-        """Whether this is one observation ``[d_s]``; ``[n, d_s]`` is a batch."""
+        """Whether this is one observation ``[d_s]``; ``[n, d_s]`` is a batch.
+
+        Raises:
+            EnvironmentMismatchError: for another shape.
+        """
         shape, width = np.shape(observation), self.problem.observation_dim
         if len(shape) not in (1, 2) or shape[-1] != width:
             raise EnvironmentMismatchError(f"predict needs observations [{width}] or [n, {width}]; got shape {shape}.")
@@ -357,7 +384,7 @@ class OfflineAgent(Agent[C]):
         low, high = self.problem.ref_min_score, self.problem.ref_max_score
         if low is None or high is None or not is_same_environment(env_id, self.problem.env_id):
             return None
-        return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
+        return normalized_score(returns, low, high)
 
     def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
         """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces of the dataset."""
@@ -450,9 +477,12 @@ class OfflineAgent(Agent[C]):
             self.experience.load_tensors(below("experience/", tensors))
 
     def require_same_run(self, loaded: Self, path: str | Path) -> None:
-        """Raise a :class:`CheckpointError` also if ``learn`` is to resume a ``fit``, or a run on other data."""
-        if self.online_phase and not loaded.online_phase:
-            raise CheckpointError(f"{path} holds a run of fit, which learn cannot resume: choose another run_dir.")
+        """Raise a :class:`CheckpointError` also if ``learn`` is to resume a ``fit`` or the reverse, or other data."""
+        if self.online_phase != loaded.online_phase:
+            phases = ("learn", "fit") if loaded.online_phase else ("fit", "learn")
+            raise CheckpointError(
+                f"{path} holds a run of {phases[0]}, which {phases[1]} cannot resume: choose another run_dir."
+            )
         super().require_same_run(loaded, path)
         if not self.online_phase:  # `fit` prepares its data after the checkpoint is read
             return

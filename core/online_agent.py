@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,11 +175,10 @@ class OnlineAgent(Agent[C]):
         from .learn import check_arguments, learn
 
         check_arguments(self, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)
-        if env is not None:
-            self.set_env(env)
         learn(
             self,
             n_steps,
+            nullcontext() if env is None else self._entering(env),
             eval_env=eval_env,
             eval_every=eval_every,
             eval_episodes=eval_episodes,
@@ -213,6 +213,12 @@ class OnlineAgent(Agent[C]):
         Raises:
             EnvironmentMismatchError: if its spaces are others than those the agent was made for.
         """
+        with self._entering(env):
+            pass
+
+    @contextmanager
+    def _entering(self, env: EnvSource) -> Iterator[None]:
+        """Learn from `env` from now on, as :meth:`set_env` says; an error in the block closes that again."""
         made = make_environments(env, self.seeds, self.config.n_envs, vectorization=self.config.vectorization)
         theirs = OnlineProblem(space_to_json(made.observation_space), space_to_json(made.action_space), made.env_id)
         for name in ("observation_space", "action_space"):
@@ -222,9 +228,15 @@ class OnlineAgent(Agent[C]):
                     f"{made.name} has {name} {getattr(made, name)}, but the agent was made for "
                     f"{space_from_json(getattr(self.problem, name))}."
                 )
-        self.close()
-        self._source, self._environments = env, made
-        self._resumed = None  # new episodes begin here
+        former, self._source, self._environments = self._environments, env, made
+        self._resumed, self._begun = None, False  # new episodes begin here
+        try:
+            yield
+        except BaseException:
+            made.close()
+            raise
+        if former is not None:
+            former.close()
 
     def close(self) -> None:
         """Close the environments; :attr:`environments` makes new ones when they are needed again."""

@@ -16,9 +16,10 @@ With x = (s, u), the transformed state and the action in half-ranges of its box,
 u is what the base policy plays; u' is clipped to the box. L_s is minimised by the gradient of log p_sigma, the density
 of the data with noise of size sigma. By Tweedie's formula x + sigma_0^2 f(x, sigma_0) is the mean of the data that
 noise of size sigma_0 may have moved to x, so w_1 = 1 plays the denoised action, w_1 = 0 and w_2 = 0 the base's own. On
-Gaussian data the step contracts towards the mean iff 0 < w_1 sigma_0^2 < 2 lambda_min(Sigma + sigma_0^2 I), which every
-w_1 in (0, 2) meets. The second term is the action whose effect is the change delta_s of the state, to first order:
-with s' = A s + B u it is B^+ delta_s, a least-squares step towards denser states.
+data x ~ N(m, Sigma) the step contracts towards the likeliest action in the state iff 0 < w_1 sigma_0^2 mu < 2 for every
+eigenvalue mu of the actions' block of (Sigma + sigma_0^2 I)^-1; each w_1 in (0, 2) meets that. The second term is the
+action whose effect is the change delta_s of the state, to first order: with s' = A s + B u it is B^+ delta_s, a least-
+squares step towards denser states.
 
 Known of the paper: a denoising score network of the dataset's density, added at test time to the actions of a policy
 trained by any method; an inverse dynamics model that turns the state's part of the gradient into an action; dynamics

@@ -368,7 +368,7 @@ class ConservativeAgent(OfflineAgent[C]):
         log_prob = log_densities.sum(-1)
         coefficient = self.entropy_coefficient()
         if self.step < self.config.bc_steps:
-            unit = self.box.unit(self.box.clip(batch.action, margin=1e-6))
+            unit = self.box.unit(batch.action).clamp(-1 + 1e-6, 1 - 1e-6)  # in these units a bound is never rounded to
             gain = here.log_densities(torch.atanh(unit)).sum(-1)
         else:
             gain = self.critic.constant(batch.obs, self.box(torch.tanh(latent))).amin(1)

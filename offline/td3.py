@@ -32,7 +32,7 @@ class TD3Config(OfflineConfig):
     """Settings of the core; the defaults are those of TD3+BC's authors' code.
 
     Attributes:
-        alpha: weight of the value against the penalty, > = 0; 0 leaves the penalty alone, large values approach TD3.
+        alpha: weight of the value against the penalty, >= 0; 0 leaves the penalty alone, large values approach TD3.
         discount: gamma in [0, 1).
         tau: Polyak rate in (0, 1]; 1 copies the online networks.
         policy_noise: standard deviation sigma of target smoothing, in half-ranges of the action box, >= 0.

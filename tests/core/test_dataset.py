@@ -247,6 +247,11 @@ def test_normalized_score_by_hand() -> None:
         no_reference.normalized_score(1.0)
 
 
+def test_references_must_differ() -> None:
+    with pytest.raises(DataError, match=r"ref_min_score and ref_max_score are both 5\.0; they must differ"):
+        DatasetInfo("mine", ref_min_score=5.0, ref_max_score=5.0)
+
+
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "registering.module:HalfCheetah-v5"])
 def test_known_references_are_filled_in_where_none_are_given(env_id: str, tmp_path: Path) -> None:
     reference = REFERENCE_RETURNS["HalfCheetah-v5"]

@@ -54,10 +54,10 @@ def test_trajectory_quality_by_hand() -> None:
     assert trajectory_quality(data, best_return=3.0) == 2  # nothing is clipped
 
 
-@pytest.mark.parametrize("info", [DatasetInfo("x"), DatasetInfo("x", ref_min_score=1.0, ref_max_score=1.0)])
-def test_trajectory_quality_needs_two_references(info) -> None:
+@pytest.mark.parametrize("given", [{}, {"random_return": 1.0}, {"random_return": 1.0, "best_return": 1.0}])
+def test_trajectory_quality_needs_two_references(given) -> None:
     with pytest.raises(DataError, match=r"x has the reference returns .* needs two different"):
-        trajectory_quality(steps([0.0], [[0.0]], info=info))
+        trajectory_quality(steps([0.0], [[0.0]], info=DatasetInfo("x")), **given)
 
 
 # ----------------------------------------------------------------------------------------------------- coverage

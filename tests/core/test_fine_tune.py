@@ -1,5 +1,6 @@
 """Offline to online: nothing is lost on the switch, the mix of rows is exact, a stopped run goes on to the bit."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,31 @@ def test_a_run_of_fit_is_not_resumed_by_learn(reacher, tmp_path) -> None:
         TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 5, run_dir=tmp_path / "run", resume=True)
 
 
+def test_a_run_of_learn_is_not_resumed_by_fit(reacher, tmp_path) -> None:
+    TD3BC(1, **SMALL).fit(reacher, 2).learn(ENV, 2, run_dir=tmp_path / "run")
+    agent = TD3BC(1, **SMALL).fit(reacher, 2)
+    before = state_of(agent, tmp_path)
+    with pytest.raises(CheckpointError, match="holds a run of learn, which fit cannot resume"):
+        agent.fit(reacher, 9, run_dir=tmp_path / "run", resume=True)
+    assert same_bits(state_of(agent, tmp_path), before)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_resuming_what_is_not_there_is_refused_where_no_step_is_left(reacher, tmp_path, learnt) -> None:
+    agent = TD3BC(1, **SMALL).fit(reacher, 5)
+    go_on = functools.partial(agent.fit, reacher)
+    if learnt:
+        agent.learn(ENV, 5)
+        go_on = functools.partial(agent.learn, ENV)
+    said = r"new holds no run to continue, and this agent has taken 5 steps: .* Leave out resume to take \d more\."
+    for n_steps in (3, 5):
+        with pytest.raises(ConfigError, match=said):
+            go_on(n_steps, run_dir=tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+    go_on(6, run_dir=tmp_path / "new", resume=True)
+    assert agent.clock == 6
+
+
 def test_a_run_of_learn_is_not_resumed_with_other_data(reacher, tmp_path) -> None:
     """Neither where the data's own scales differ, which would mix two coordinate systems, nor where they do not."""
 
@@ -318,6 +344,50 @@ def test_a_refused_call_of_learn_leaves_nothing_behind(reacher, tmp_path) -> Non
     assert agent.step == 10
 
 
+class Counted(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The environment of the tests; it counts how many of its kind are open."""
+
+    open = 0
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make(ENV))
+        Counted.open += 1
+
+    def close(self) -> None:
+        super().close()
+        Counted.open -= 1
+
+
+@pytest.mark.parametrize("has_learnt", [False, True])
+def test_a_call_of_learn_refused_after_it_entered_leaves_nothing_behind(reacher, tmp_path, has_learnt) -> None:
+    plain = SMALL | {"state_transform": "none", "k": 5}
+    other, few = (collect(ENV, n_steps=n, seed=1, progress=False) for n in (100, 4))
+    PRDC(1, **plain).fit(other, 3).learn(ENV, 3, run_dir=tmp_path / "other")
+    agent = PRDC(1, **plain).fit(reacher, 2)
+    if has_learnt:
+        agent.learn(Counted, 2)
+    before, description = state_of(agent, tmp_path), agent.description()
+    bound = agent.data, agent.dataset_card, agent.sampler, agent.experience, agent._neighbours
+    n_open = Counted.open
+    for arguments, error, said in (
+        ({"run_dir": tmp_path / "other"}, ConfigError, "already holds a run"),
+        ({"run_dir": tmp_path / "other", "resume": True}, ConfigError, r"its dataset\.fingerprint"),
+        ({"dataset": few}, ConfigError, "k must be at most the number of rows, 4"),
+        ({"dataset": other, "run_dir": tmp_path / "other"}, ConfigError, "already holds a run"),
+    ):
+        with pytest.raises(error, match=said):
+            agent.learn(Counted, 9, **arguments)
+        assert Counted.open == n_open
+        assert agent.description() == description
+        assert same_bits(state_of(agent, tmp_path), before)
+        now = agent.data, agent.dataset_card, agent.sampler, agent.experience, agent._neighbours
+        assert all(a is b for a, b in zip(now, bound, strict=True))
+    agent.learn(Counted, 1)
+    assert Counted.open == 1
+    agent.experience.leave()
+    assert Counted.open == 0
+
+
 def test_mistakes_are_named(reacher, tmp_path) -> None:
     with pytest.raises(CorollaryError, match="TD3BC has not learnt yet: call fit"):
         TD3BC(1, **SMALL).learn(ENV, 1)
@@ -331,6 +401,11 @@ def test_mistakes_are_named(reacher, tmp_path) -> None:
         ("buffer_size", 0, "at least 1"),
         ("learning_starts", -1, ">= 0"),
         ("exploration_noise", -0.1, ">= 0"),
+        ("exploration_noise", float("inf"), "of type float, finite"),
+        ("gradient_steps", 1.5, "of type int"),
+        ("n_envs", 1.0, "of type int"),
+        ("buffer_size", 1e4, "of type int"),
+        ("learning_starts", 2.5, "of type int"),
     ):
         with pytest.raises(ConfigError, match=rf"{name} must be {allowed}; got {value}"):
             agent.learn(ENV, 1, **{name: value})

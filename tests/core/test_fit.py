@@ -395,6 +395,13 @@ def test_divergence_is_told_once_and_names_the_seed(pendulum) -> None:
     assert len(set(told)) == len(told)
 
 
+def test_double_precision_is_not_lost_in_the_transforms(pendulum) -> None:
+    agent = small(precision="float64").fit(pendulum, 1)
+    rows = pendulum.transitions(view=agent.config.view).obs
+    assert torch.equal(agent.data.obs, agent.transform_states(rows.double()))
+    assert not torch.equal(agent.data.obs, agent.transform_states(rows).double())  # the control
+
+
 @pytest.mark.parametrize("value", [2.5, 1e5, True, "10"])
 def test_counts_that_are_not_whole_are_named(pendulum, value) -> None:
     with pytest.raises(ConfigError, match=f"n_steps must be a whole number, as int.1e5. is; got {value!r}"):

@@ -252,6 +252,18 @@ def test_rows_of_weight_zero_teach_nothing(random_dataset, options) -> None:
         assert (found < 1e-12) == weighted
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (288.0, 303.0), (1000.0, 1010.0)])
+def test_cloning_takes_actions_on_the_bounds_of_any_box(low, high) -> None:
+    rng = np.random.default_rng(0)
+    never, last = np.zeros(40, bool), np.arange(40) % 10 == 9
+    actions = rng.choice([low, high], size=(40, 2))
+    data = Dataset.from_arrays(
+        rng.normal(size=(40, 3)), actions, rng.normal(size=40), never, last, action_low=low, action_high=high
+    )
+    agent = CQL(**SMALL, bc_steps=3).fit(data, 3)
+    assert not agent.diverged().any()
+
+
 # --------------------------------------------------------------------------------------------------- plain twin
 
 
