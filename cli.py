@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -37,7 +38,8 @@ from .core.runs import Run, read_runs, strict_json
 from .core.sampling import effective_sample_sizes, row_probabilities
 from .core.transforms import reward_transform
 
-console = Console(width=None if sys.stdout.isatty() else 200)
+# Names and titles are printed as they are: what stands in brackets is no markup.
+console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
 
 
 class ChecksFailed(Exception):
@@ -479,10 +481,11 @@ def _new_run_dir(algorithm: str, task: str) -> str:
 
 
 def _recorded_command(run_dir: Path) -> dict[str, Any]:
-    command = Run.read(run_dir).card.get("command")
+    card = Run.read(run_dir).card
+    command = card.get("command")
     if not isinstance(command, dict):
         raise ConfigError(f"{run_dir} was not started by `corollary train`: resume it in Python, with resume=True.")
-    return command
+    return command | {"steps": card.get("n_steps", command["steps"])}  # the latest total, where it was raised
 
 
 def _seeds(text: str) -> int | list[int]:
@@ -614,6 +617,8 @@ def _demo(chosen: argparse.Namespace) -> None:
     from .core.report import write_report
 
     out = Path(chosen.out)
+    if not 0 < chosen.scale < math.inf:
+        raise ConfigError(f"--scale must be positive and finite; got {chosen.scale}.")
     steps = max(100, int(_DEMO_STEPS * chosen.scale))
     workers = min(len(_DEMO), os.cpu_count() or 1)
     print(f"{load_dataset(_DEMO_DATASET)!r}")

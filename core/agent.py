@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..kernels.streams import RandomStream, torch_generator
 from . import checkpoint
 from .checkpoint import below
+from .columns import is_whole
 from .config import Config, Preset, make_config
 from .errors import CheckpointError, ConfigError, suggest
 from .networks import Activation, Initialisation, Place, StackedMLP
@@ -447,11 +448,6 @@ def _seed_tuple(seeds: int | Sequence[int]) -> tuple[int, ...]:
             f"seeds must be a positive number or a list of different seeds >= 0 and < 2**64; got {seeds!r}."
         )
     return chosen
-
-
-def is_whole(number: object) -> bool:
-    """Whether it is an integer of Python or NumPy, and no bool."""
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _usable_device(name: str | torch.device) -> torch.device:

@@ -40,7 +40,7 @@ def write(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         CheckpointError: if `path` holds something that is not a checkpoint, or the disk refuses the write (the
             previous checkpoint then survives).
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name, and the folders beside it are found by theirs
     if path.exists() and not _is_checkpoint(path):
         raise CheckpointError(f"{path} exists and is not a checkpoint, so it is not overwritten: choose another path.")
     new, old = _sibling(path, "new"), _sibling(path, "old")
@@ -74,7 +74,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: if there is none, it is damaged or truncated, or a later version of the library wrote it.
     """
-    path = _current(Path(path))
+    path = _current(Path(path).absolute())
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"No checkpoint at {path}: it has no {CONFIG}.")
     try:
@@ -99,7 +99,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def exists(path: str | Path) -> bool:
     """Whether :func:`read` would find a checkpoint at `path`."""
-    return (_current(Path(path)) / CONFIG).is_file()
+    return (_current(Path(path).absolute()) / CONFIG).is_file()
 
 
 def _sibling(path: Path, tag: str) -> Path:

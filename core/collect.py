@@ -17,7 +17,7 @@ from .environments import environment_id, environment_name, make_single, raised
 from .errors import ConfigError, DataError
 from .evaluation import EnvSource
 from .progress import counting_bar
-from .scores import REFERENCE_RETURNS
+from .scores import known_reference
 
 
 class Predictor(Protocol):
@@ -170,7 +170,7 @@ class _Recorder:
         if any("mujoco" in base.__module__ for base in type(self.env.unwrapped).__mro__):
             versions["mujoco"] = version("mujoco")
         acting = "random" if policy is None else getattr(policy, "__name__", type(policy).__name__)
-        reference = REFERENCE_RETURNS.get(self.env_id)
+        reference = known_reference(self.env_id)
         return DatasetInfo(
             name=name or f"{self.env_id}-{acting}".lower(),
             env_id=self.registered_id,

@@ -15,6 +15,11 @@ from .errors import DataError
 _FLAGS = ("terminated", "truncated", "terminals", "timeouts")
 
 
+def is_whole(number: object) -> bool:
+    """Whether it is an integer of Python or NumPy, and no bool."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
 def checked_columns(raw: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
     """Turn named per-row columns into arrays of the stored dtypes.
 
@@ -149,10 +154,12 @@ def action_fields(
     one.
 
     Raises:
-        DataError: bounds of another shape, or n_actions for continuous actions.
+        DataError: bounds of another shape, n_actions for continuous actions, or one that is not whole.
     """
+    if n_actions is not None and not is_whole(n_actions):
+        raise DataError(f"n_actions must be a whole number; got {n_actions!r}")
     if actions.dtype.kind == "i":
-        count = int(actions.max()) + 1 if n_actions is None else n_actions
+        count = int(actions.max()) + 1 if n_actions is None else int(n_actions)
         return {"actions": actions, "action_low": None, "action_high": None, "n_actions": count}
     if n_actions is not None:
         raise DataError("n_actions is for discrete actions (integers of shape [N]), but these are floats")

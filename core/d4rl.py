@@ -22,6 +22,7 @@ The package itself needs gym and mujoco-py and is never imported.
 """
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from .columns import action_fields, check_successors, checked_columns, interleave
 from .dataset import Dataset, DatasetInfo, open_hdf5, prefixed
 from .errors import DataError, suggest
-from .scores import REFERENCE_RETURNS, ReferenceReturns
+from .scores import REFERENCE_RETURNS, ReferenceReturns, known_reference
 
 BASE_ADDRESS = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 """Address that every `D4RLEntry.address` is relative to."""
@@ -286,6 +287,8 @@ def load_d4rl(
     with open_hdf5(path) as file:
         raw = _read_columns(file, use_next_observations)
         facts = _scalars(file)
+        if entry is not None and name is None and facts.get("metadata/env_id", entry.env_id) != entry.env_id:
+            entry = None  # its name is D4RL's by chance: the file says that it is of another environment
         low = _bound(file, "metadata/action_low", action_low, -1.0)
         high = _bound(file, "metadata/action_high", action_high, 1.0)
     with prefixed(str(path)):
@@ -408,15 +411,15 @@ def _info(
     max_episode_steps: int | None,
 ) -> DatasetInfo:
     env_id = facts.get("metadata/env_id", entry.env_id if entry else None)
-    low, high = facts.get("metadata/ref_min_score"), facts.get("metadata/ref_max_score")
+    low, high = (_fact(facts, f"ref_{end}_score") for end in ("min", "max"))
     if low is not None and high is not None:
-        reference: ReferenceReturns | None = ReferenceReturns(float(low), float(high), "the file's metadata")
+        reference: ReferenceReturns | None = ReferenceReturns(low, high, "the file's metadata")
     else:
-        reference = entry.reference if entry else REFERENCE_RETURNS.get(str(env_id))
+        reference = entry.reference if entry else known_reference(None if env_id is None else str(env_id))
     horizon = max_episode_steps
     if horizon is None:
-        recorded = facts.get("metadata/horizon", entry.horizon if entry else None)
-        horizon = None if recorded is None else int(recorded)
+        recorded = _fact(facts, "horizon")
+        horizon = int(recorded) if recorded is not None else entry.horizon if entry else None
     return DatasetInfo(
         name=entry.name if entry else Path(file_name).stem,
         env_id=None if env_id is None else str(env_id),
@@ -427,6 +430,20 @@ def _info(
         provenance={"format": "D4RL HDF5", "file": file_name, **facts},
         horizon=horizon,
     )
+
+
+def _fact(facts: dict[str, str | int | float], name: str) -> float | None:
+    """Return a number below metadata, None if it is missing."""
+    value = facts.get(f"metadata/{name}")
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"metadata/{name} is {value!r}, not a finite number")
+    return number
 
 
 def _bound(file: h5py.File, key: str, given: ArrayLike | float | None, default: float) -> ArrayLike | float:

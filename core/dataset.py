@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 from .columns import action_fields, as_flags, check_finite, check_successors, checked_columns, interleave
 from .errors import ConfigError, DataError, suggest
 from .files import replacing
-from .scores import REFERENCE_RETURNS, normalized_score
+from .scores import known_reference, normalized_score
 from .transitions import Batch, Transitions
 
 __all__ = [
@@ -99,6 +99,9 @@ class DatasetInfo:
 
     def __post_init__(self) -> None:
         """Copy `provenance` and refuse what JSON cannot hold, and references that no score can be measured with."""
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
         object.__setattr__(self, "provenance", dict(self.provenance))
         references = {"ref_min_score": self.ref_min_score or 0.0, "ref_max_score": self.ref_max_score or 0.0}
         for key, value in {**references, **self.provenance}.items():
@@ -696,8 +699,7 @@ class Dataset:
 
 def _with_references(info: DatasetInfo) -> DatasetInfo:
     """Fill in the reference returns of the environment where `info` has none and they are known."""
-    environment = (info.env_id or "").rpartition(":")[2]  # the id may name the module that registers it
-    reference = REFERENCE_RETURNS.get(environment)
+    reference = known_reference(info.env_id)
     if reference is None or (info.ref_min_score, info.ref_max_score) != (None, None):
         return info
     return dataclasses.replace(

@@ -19,6 +19,7 @@ Deviations and choices:
    :func:`distance_to_data` then says more.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,9 +97,10 @@ class Cells:
             low[-1], high[-1], counts[-1] = -0.5, reference.n_actions - 0.5, reference.n_actions
         return cls(low, high, counts)
 
-    def __len__(self) -> int:
-        """Product of the numbers of bins, a Python integer of any size."""
-        return _product(self.bins)
+    @property
+    def count(self) -> int:
+        """Product of the numbers of bins: far more than fit into 64 bits, in many dimensions."""
+        return math.prod(self.bins.tolist())
 
     def index(self, dataset: Dataset) -> NDArray[Any]:
         """Return the bin of every dimension of every row, ``[N, d]``; the upper limit belongs to the last bin.
@@ -151,7 +153,7 @@ def coverage(dataset: Dataset, cells: Cells | None = None) -> Coverage:
     _, counts = cells.occupancy(dataset)
     frequency = counts / counts.sum()
     support = float(np.exp(-(frequency * np.log(frequency)).sum()))
-    return Coverage(len(dataset), len(counts), len(counts) / _product(cells.bins), support)
+    return Coverage(len(dataset), len(counts), len(counts) / cells.count, support)
 
 
 def saco(dataset: Dataset, reference: Dataset, bins: int = BINS) -> float:
@@ -209,13 +211,6 @@ def state_actions(dataset: Dataset) -> NDArray[np.float32]:
     observations = dataset.observations.reshape(len(dataset.observations), -1)
     rows = np.arange(len(dataset)) + dataset.episode_of_row
     return np.hstack([observations[rows], dataset.actions.reshape(len(dataset), -1).astype(np.float32)])
-
-
-def _product(bins: NDArray[np.int64]) -> int:
-    total = 1
-    for n in bins.tolist():
-        total *= n
-    return total
 
 
 # ----------------------------------------------------------------------------------------------- concentrability

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..kernels.streams import RandomStream
-from .agent import is_whole
+from .columns import is_whole
 from .environments import environment_id, environment_name, has_time_limit, make_single, raised, require_distinct
 from .errors import CorollaryError, marked
 

@@ -14,6 +14,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the temporary file is removed, the error goes on, and `path` is as it was. A kill may leave the temporary file,
     ``.<name>.<process>.tmp``, behind.
     """
+    path = path.absolute()  # "." has no name
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

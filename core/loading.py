@@ -41,7 +41,7 @@ def load_dataset(path_or_name: str | os.PathLike[str]) -> Dataset:
     name = os.fspath(path_or_name)
     if name.startswith("minari:"):
         return load_minari(name.removeprefix("minari:"))
-    if Path(name).exists():
+    if Path(name).is_file():
         return load_file(name)
     shipped = shipped_datasets()
     if name in shipped:
@@ -51,6 +51,8 @@ def load_dataset(path_or_name: str | os.PathLike[str]) -> Dataset:
         if not cached.exists():
             raise DataError(f"{name} is not in {cached.parent}; fetch it with: corollary data get {name}")
         return load_d4rl(cached, name)
+    if Path(name).is_dir():
+        raise DataError(f"{name} is not an HDF5 file but a folder: give a file in it")
     if os.sep in name or Path(name).suffix:
         raise DataError(f"{name}: there is no such file")
     raise DataError(

@@ -1,5 +1,6 @@
 """What the loops of learning share: reports to callbacks, logs, evaluations, the card, interruption."""
 
+import math
 import signal
 import threading
 import time
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 
 from . import checkpoint
-from .agent import Agent, Metrics, is_whole
+from .agent import Agent, Metrics
+from .columns import is_whole
 from .errors import ConfigError, CorollaryError, marked
 from .evaluation import EnvSource, Evaluation, evaluate
-from .runs import CARD, RunWriter, versions
+from .runs import CARD, Run, RunWriter, versions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,7 +164,8 @@ def restore(agent: Agent[Any], run_dir: str | Path | None, n_steps: int) -> None
     """Take over the checkpoint of the run to bring to `n_steps`; a run killed before its first one starts anew.
 
     Raises:
-        ConfigError: without a `run_dir`, or if there is no run to continue and the agent has taken all those steps.
+        ConfigError: without a `run_dir`; if there is no run to continue and the agent has taken all those steps; or for
+            a complete run without its checkpoint.
         CheckpointError: if the checkpoint belongs to other settings.
     """
     if run_dir is None:
@@ -172,6 +175,11 @@ def restore(agent: Agent[Any], run_dir: str | Path | None, n_steps: int) -> None
     if has_checkpoint:
         agent.restore(path)
     elif has_card:
+        run = Run.read(run_dir)
+        if run.reached >= run.card.get("n_steps", math.inf):
+            raise ConfigError(
+                f"{run_dir} is complete, and its checkpoint is missing: put it back, or choose another run_dir."
+            )
         warnings.warn(
             f"{run_dir} has no checkpoint yet: the run starts anew, from step {agent.clock}, and its logs with it.",
             stacklevel=5,

@@ -49,8 +49,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from . import checkpoint
-from .agent import is_whole
 from .collect import collect, derived_seed, isolated_generators
+from .columns import is_whole
 from .d4rl import load_d4rl
 from .dataset import Dataset, DatasetInfo, Episode, open_hdf5
 from .environments import make_single

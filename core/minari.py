@@ -7,6 +7,7 @@ by position, arrays row by row, and a Discrete value as a one-hot vector. The en
 observations likewise (`gymnasium.wrappers.FlattenObservation` does).
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,7 +88,7 @@ def from_minari(dataset: Any, name: str | None = None) -> Dataset:
 def _actions(space: gymnasium.Space[Any] | None, actions: Any) -> NDArray[Any]:
     array: NDArray[Any] = np.asarray(actions)
     if isinstance(space, spaces.Box):
-        return array.reshape(len(array), -1)
+        return array.reshape(len(array), math.prod(space.shape))
     if isinstance(space, spaces.Discrete):
         indices: NDArray[Any] = array.reshape(-1) - space.start
         return indices

@@ -263,13 +263,12 @@ _GROUP_CHECKS: tuple[Callable[[Sequence[Group]], Iterable[str]], ...] = (
 
 def _run_warnings(run: Run, name: str) -> Iterable[str]:
     planned = run.card.get("n_steps")
-    reached = max(run.last_step, int(run.steps_L[-1]) if run.steps_L.size else 0)
-    if isinstance(planned, int) and reached < planned:
-        yield f"{name} is unfinished: {reached:,} of {planned:,} steps."
+    if isinstance(planned, int) and run.reached < planned:
+        yield f"{name} is unfinished: {run.reached:,} of {planned:,} steps."
     if not run.evaluations:
         yield f"{name} has no evaluations: it is in no table and no figure."
     elif run.score_name == "return":
-        yield f"{name} has no normalised scores: its raw returns are shown, and compared with nothing else."
+        yield f"{name} has no normalised scores: its raw returns are shown, and compared on this task alone."
     data_env = (run.card.get("dataset") or {}).get("env_id")
     if data_env and run.env_id and not is_same_environment(data_env, run.env_id):
         yield f"{name} learnt from {data_env} but is evaluated in {run.env_id}."

@@ -53,6 +53,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "dataset": (dict, NoneType),
     "base": (dict, NoneType),
     "versions": (dict, NoneType),
+    "resumed": (list, NoneType),
 }
 # A resumed run must be the same run: these parts of the card may not differ from those on disk.
 _IDENTITY = (
@@ -307,8 +308,11 @@ def _entry(card: Card, dotted: str) -> Any:
 
 def _first_difference(name: str, was: Any, now: Any) -> str:
     if isinstance(was, Mapping) and isinstance(now, Mapping):
-        key = next(key for key in [*was, *now] if was.get(key) != now.get(key))
-        return _first_difference(f"{name}.{key}", was.get(key), now.get(key))
+        for key in [*was, *now]:
+            if was.get(key) != now.get(key):
+                return _first_difference(f"{name}.{key}", was.get(key), now.get(key))
+        (key, *_) = was.keys() ^ now.keys()  # its value is None where it is there
+        return f"{name} {'has' if key in was else 'lacks'} {key}, as that of another version"
     return f"{name} is {was!r}, not {now!r}"
 
 
@@ -436,6 +440,11 @@ class Run:
             return self.evaluations[-1].step
         return int(self.steps_L[-1]) if self.steps_L.size else 0
 
+    @property
+    def reached(self) -> int:
+        """The last step that was logged or evaluated; 0 for an empty run."""
+        return max(self.last_step, int(self.steps_L[-1]) if self.steps_L.size else 0)
+
     @cached_property
     def _curve(self) -> tuple[npt.NDArray[np.int64], FloatArray]:
         if not self.evaluations:
@@ -506,6 +515,8 @@ def _read_card(path: Path) -> dict[str, Any]:
     for key, kinds in _KINDS.items():
         if not isinstance(card.get(key), kinds) or card.get(key) == []:
             raise DataError(f"{file} is damaged (its {key} is {card[key]!r}): restore it, or train the run anew.")
+    if not all(isinstance(each, dict) and isinstance(each.get("step"), int) for each in card.get("resumed") or ()):
+        raise DataError(f"{file} is damaged (its resumed is {card['resumed']!r}): restore it, or train the run anew.")
     return card
 
 

@@ -114,6 +114,11 @@ REFERENCE_RETURNS: dict[str, ReferenceReturns] = {
 """Reference returns: ``d4rl/<environment>`` as D4RL published them, Gymnasium ids as we measured them."""
 
 
+def known_reference(env_id: str | None) -> ReferenceReturns | None:
+    """Return the references of a Gymnasium id, which may name the module that registers it; None if there are none."""
+    return REFERENCE_RETURNS.get((env_id or "").rpartition(":")[2])
+
+
 def reference_returns(environment: str) -> ReferenceReturns:
     """Return the references of one environment: a Gymnasium id such as ``Hopper-v5``, or ``d4rl/hopper``.
 

@@ -183,7 +183,10 @@ class CandidateSearch:
         if length == self._lengths[-1]:
             self._tree = None  # not needed again
         if self._cache_dir is not None:
-            save(cache_path(self._rows.state, length, self._cache_dir), self._lists)
+            try:
+                save(cache_path(self._rows.state, length, self._cache_dir), self._lists)
+            except OSError as error:  # the next run makes them again
+                warnings.warn(f"Candidate lists could not be kept in {self._cache_dir} ({error}).", stacklevel=2)
 
 
 def cache_path(states: Floats, length: int, cache_dir: Path) -> Path:
@@ -195,16 +198,16 @@ def cache_path(states: Floats, length: int, cache_dir: Path) -> Path:
 
 def load(path: Path, n_rows: int, length: int) -> CandidateLists | None:
     """Return the lists in a file; None if there is none, or, with a warning, if it is damaged."""
-    if not path.exists():
-        return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             row, distance = arrays["row"], arrays["distance"]
         shape = (n_rows, min(length, n_rows))
         if row.shape != shape or distance.shape != shape or row.min() < 0 or row.max() >= n_rows:
             raise ValueError(f"its arrays are not lists of {n_rows} rows")
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"Candidate lists in {path} are damaged ({error}) and will be made anew.", stacklevel=2)
+        warnings.warn(f"Candidate lists in {path} are damaged or closed to us ({error}) and made anew.", stacklevel=2)
         return None
     return CandidateLists(row, distance, shape[1] == n_rows)
 

@@ -120,6 +120,9 @@ def test_online_train_eval_report_and_resume(capsys, tmp_path):
     assert status == 0, err
     agent = corollary.load_agent(f"{run_dir}/checkpoint")
     assert (agent.step, agent.seeds, agent.config.n_envs) == (48, (0, 3), 2)
+    status, out, err = run(capsys, "train", "--resume", run_dir)  # to the 48 steps it was raised to
+    assert status == 0, err
+    assert "48 environment steps per seed" in out
     status, _, err = run(capsys, "train", "--resume", run_dir, "--env", "Acrobot-v1")
     assert (status, "not env" in err) == (1, True)
 

@@ -1,1 +1,4 @@
-"""Claims that algorithms rest on, executed with their controls. Empty so far: there are no public names yet."""
+"""Claims that algorithms rest on, executed with their controls; ``corollary check`` runs them.
+
+The names are in the modules: ``check`` (declare one), ``run`` (run it), ``solvers``, ``families``, ``report``.
+"""

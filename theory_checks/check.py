@@ -140,7 +140,7 @@ class Check:
             probability: independent runs ``[B, n]``. Rate: runs of a curve ``[B, n, points]``.
         bound: what was claimed, ``[B]`` or as `measure`. Rate: the claimed exponent p ``[B]``. Fact: what `measure`
             must equal.
-        mutants: what must fail; at least one.
+        mutants: what must fail; at least one, except of a fact.
         tags: topics, and the names of the algorithms that rest on the claim.
         assumptions: by name, ``[B]`` bool: where False the claim is not made, and the problem is left out and counted.
         extremal: problems on which the bound is attained.
@@ -256,7 +256,8 @@ def select(*words: str) -> list[Check]:
 def rounding(case: Case) -> float:
     """Return the relative tolerance for values of this case's model: 256 u (1 + gamma) / (1 - gamma) log2(2 + S).
 
-    The factor is a bound on the condition of ``I - gamma P``. A case without a model gets that of gamma = 0, S = 10.
+    The factor is a bound on the condition of ``I - gamma P``. A case without a model gets 16 times that of gamma = 0,
+    S = 10.
     """
     mdp = case.parts.get("mdp")
     if mdp is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from ..core.html import Html, count, element, figure_element, head, join, page, table
 from ..core.runs import versions
@@ -43,7 +44,7 @@ def terminal_table(results: Sequence[Result]) -> Table:
             str(len(result.points)),
             _number(result.max_ratio),
             f"{sum(k.caught for k in result.mutants)}/{len(result.mutants)}",
-            f"[{colour}]{result.verdict}[/{colour}]",
+            Text(result.verdict, style=colour),
             f"{result.seconds:.1f}",
         )
     return made
@@ -273,7 +274,8 @@ def _draw_bound(axes: "Axes", result: Result) -> str:
     axes.plot(ends, ends, color="#888888", linewidth=1, label="measured = claimed")
     axes.set(xlabel="claimed", ylabel="measured")
     axes.legend(frameon=False, fontsize=8)
-    return "One mark for each problem; the claim holds below the line." + (
+    where = "on" if result.check.kind == "fact" else "below"
+    return f"One mark for each problem; the claim holds {where} the line." + (
         " Values below the frame are drawn on its edge." if logarithmic else ""
     )
 

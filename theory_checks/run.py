@@ -321,7 +321,8 @@ def _try_mutant(check: Check, index: int, tier: Tier, seed: int, shares: Iterato
         admitted = given if mutant.cases is not None else _admitted(check, given, {})
         for case in admitted:
             points += _decide(check, case, measure, bound, shares, "random")[0]
-    violated = [p for p in points if not p.holds]
+    # A number that is none is no violation: it says that the mutant could not be measured.
+    violated = [p for p in points if not p.holds and not math.isnan(p.measured) and not math.isnan(p.bound)]
     share = len(violated) / len(points) if points else 0.0
     caught = bool(violated) and share >= mutant.share
     example = max(violated, key=lambda p: abs(p.measured - p.bound), default=None)

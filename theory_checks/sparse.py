@@ -140,14 +140,16 @@ def solve(
     Args:
         mdp: the model.
         tolerance: of the value in the maximum norm, > 0.
-        max_backups: give up after so many.
+        max_backups: give up after so many, >= 1.
         start: first V, ``[S]``; zeros by default.
 
     Raises:
-        SolverError: for a tolerance that is not positive.
+        SolverError: for a tolerance that is not positive, or no backup.
     """
     if not tolerance > 0:
         raise SolverError(f"The tolerance must be > 0; got {tolerance}.")
+    if max_backups < 1:
+        raise SolverError(f"max_backups must be at least 1; got {max_backups}.")
     horizon = mdp.discount / (1 - mdp.discount)
     value = np.zeros(mdp.n_states) if start is None else np.array(start, np.float64)
     model = _Blocks.of_model(mdp)

@@ -268,6 +268,14 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, call) 
 # -- Damage and misuse
 
 
+def test_the_current_folder_may_be_a_checkpoint(tmp_path, monkeypatch) -> None:
+    checkpoint.write(tmp_path / "agent", {"a": 1}, {"t": torch.ones(2)})
+    monkeypatch.chdir(tmp_path / "agent")
+    assert checkpoint.exists(".")
+    assert checkpoint.read(".")[0]["a"] == 1
+    assert not checkpoint.exists("..")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(CheckpointError, match=r"No checkpoint at .*: it has no config\.json"):

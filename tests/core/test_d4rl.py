@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from corollary.core.d4rl import D4RL_DATASETS, cache_folder, d4rl_entry, horizon_cuts, load_d4rl
 from corollary.core.dataset import Dataset
 from corollary.core.errors import DataError
+from corollary.core.scores import reference_returns
 
 FIELDS = ("obs", "action", "next_obs", "reward", "terminated")
 
@@ -269,6 +270,26 @@ def test_references_of_the_file_come_first(tmp_path: Path) -> None:
     info = load_d4rl(write(tmp_path / "hopper_medium-v2.hdf5", twelve_rows() | scores)).info
     assert (info.ref_min_score, info.ref_max_score, info.score_source) == (1, 3, "the file's metadata")
     assert load_d4rl(write(tmp_path / "mine.hdf5", twelve_rows())).info.ref_min_score is None
+
+
+def test_a_file_of_another_environment_is_not_taken_for_d4rl_s(tmp_path: Path) -> None:
+    path = write(tmp_path / "hopper_medium-v2.hdf5", twelve_rows() | {"metadata/env_id": "Hopper-v5"})
+    info, ours = load_d4rl(path).info, reference_returns("Hopper-v5")
+    assert (info.name, info.env_id, info.ref_min_score, info.ref_max_score) == (
+        "hopper_medium-v2",
+        "Hopper-v5",
+        ours.min,
+        ours.max,
+    )
+    module = {"metadata/env_id": "registering.module:Hopper-v5"}
+    assert load_d4rl(write(tmp_path / "mine.hdf5", twelve_rows() | module)).info.ref_max_score == ours.max
+
+
+@pytest.mark.parametrize(("name", "value"), [("horizon", "abc"), ("horizon", np.inf), ("ref_min_score", "low")])
+def test_facts_that_are_no_numbers_are_named(tmp_path: Path, name: str, value: object) -> None:
+    path = write(tmp_path / "mine.hdf5", twelve_rows() | {f"metadata/{name}": value})
+    with pytest.raises(DataError, match=rf"mine\.hdf5: metadata/{name} is '?(abc|inf|low)'?, not a finite number"):
+        load_d4rl(path)
 
 
 def test_d4rl_files_are_recognised_by_their_name(tmp_path: Path) -> None:

@@ -247,6 +247,14 @@ def test_normalized_score_by_hand() -> None:
         no_reference.normalized_score(1.0)
 
 
+def test_numbers_of_numpy_are_kept_as_python_s() -> None:
+    info = DatasetInfo("mine", horizon=np.int64(5), ref_max_score=np.float32(2))
+    assert (type(info.horizon), type(info.ref_max_score)) == (int, float)
+    assert DatasetInfo.from_json(info.to_json()) == info
+    with pytest.raises(DataError, match=r"n_actions must be a whole number; got 2\.5"):
+        Dataset.from_arrays(np.zeros((2, 1)), np.array([0, 1]), np.zeros(2), [False] * 2, [False, True], n_actions=2.5)
+
+
 def test_references_must_differ() -> None:
     with pytest.raises(DataError, match=r"ref_min_score and ref_max_score are both 5\.0; they must differ"):
         DatasetInfo("mine", ref_min_score=5.0, ref_max_score=5.0)

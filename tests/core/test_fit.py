@@ -1,6 +1,7 @@
 """The training loop: exact counts, averages, evaluations that change nothing, and runs that stop and go on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,14 +310,25 @@ def test_a_run_without_a_checkpoint_yet_starts_anew(pendulum, tmp_path) -> None:
     """Killed before its first checkpoint, or never started: both with the same command."""
     whole = small().fit(pendulum, 6, run_dir=tmp_path / "never", resume=True)
     small().fit(pendulum, 4, log_every=1, run_dir=tmp_path / "killed")
-    for file in (tmp_path / "killed" / "checkpoint").iterdir():
-        file.unlink()
-    (tmp_path / "killed" / "checkpoint").rmdir()
+    shutil.rmtree(tmp_path / "killed" / "checkpoint")
+    card = tmp_path / "killed" / "run.json"
+    card.write_text(card.read_text().replace('"n_steps": 4', '"n_steps": 6'))
     with pytest.warns(UserWarning, match="killed has no checkpoint yet: the run starts anew, from step 0"):
         resumed = small().fit(pendulum, 6, log_every=2, run_dir=tmp_path / "killed", resume=True)
     assert resumed.step == whole.step == 6
     assert equal(bits(resumed, tmp_path), bits(whole, tmp_path))
     assert Run.read(tmp_path / "killed").steps_L.tolist() == [2, 4, 6]
+
+
+def test_a_complete_run_without_its_checkpoint_stays_as_it_is(pendulum, tmp_path) -> None:
+    small().fit(pendulum, 4, log_every=1, run_dir=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    logs = tmp_path / "run" / "run.json", tmp_path / "run" / "metrics.jsonl"
+    before = [file.read_bytes() for file in logs]
+    for n_steps in (4, 6):
+        with pytest.raises(ConfigError, match="run is complete, and its checkpoint is missing: put it back"):
+            small().fit(pendulum, n_steps, run_dir=tmp_path / "run", resume=True)
+    assert [file.read_bytes() for file in logs] == before
 
 
 def test_resuming_a_finished_run_does_nothing_and_a_longer_one_goes_on(pendulum, tmp_path) -> None:

@@ -79,6 +79,13 @@ def test_nothing_there(name: str, message: str) -> None:
         load_dataset(name)
 
 
+def test_a_folder_of_a_dataset_s_name_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(iter(loading.shipped_datasets()))
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset(name).info.name == name
+
+
 def test_something_else_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not an HDF5 file"):
         load_dataset(tmp_path)

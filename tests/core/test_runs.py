@@ -227,6 +227,7 @@ def test_resuming_keeps_the_card_and_tells_of_it(tmp_path: Path) -> None:
         ({"algorithm": "offline.iql"}, "algorithm is 'offline.td3_bc', not 'offline.iql'"),
         ({"config": {"alpha": 1.0, "hidden": [256, 256]}}, "config.alpha is 2.5, not 1.0"),
         ({"config": {"alpha": 2.5, "hidden": [256, 256], "new": 1}}, "config.new is None, not 1"),
+        ({"config": {"alpha": 2.5, "hidden": [256, 256], "new": None}}, "config lacks new, as that of another version"),
         ({"seeds": [0, 2]}, r"seeds is \[0, 1\], not \[0, 2\]"),
         ({"precision": "float64"}, "precision"),
         ({"dataset": {"name": "hopper-medium", "fingerprint": "cd" * 32}}, "dataset.fingerprint"),
@@ -260,6 +261,8 @@ def test_a_folder_without_card_is_no_run(tmp_path: Path) -> None:
         '{"algorithm": "x", "config": {}, "seeds": []}',
         '{"algorithm": "x", "config": [], "seeds": [0]}',
         '{"algorithm": "x", "config": {}, "seeds": [0], "dataset": "hopper"}',
+        '{"algorithm": "x", "config": {}, "seeds": [0], "resumed": 3}',
+        '{"algorithm": "x", "config": {}, "seeds": [0], "resumed": [{"step": "1"}]}',
     ],
 )
 def test_a_damaged_card_is_named(tmp_path: Path, text: str) -> None:

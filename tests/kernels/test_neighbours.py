@@ -323,6 +323,15 @@ class TestCache:
             made(s, actions.to(s.dtype), backend="candidates", list_length=m, cache_dir=tmp_path)
         assert len(list(tmp_path.iterdir())) == 4
 
+    def test_a_folder_that_cannot_be_written_costs_time_only(self, tmp_path: Path) -> None:
+        states, actions = walk(200)
+        row, action = keys_of(actions, 32, 0.5)
+        expected = made(states, actions, backend="candidates").query(action, row=row)
+        (tmp_path / "file").touch()
+        with pytest.warns(UserWarning, match="Candidate lists (could not be kept|.* are damaged or closed to us)"):
+            index = made(states, actions, backend="candidates", cache_dir=tmp_path / "file")
+        assert_same(index.query(action, row=row), expected)
+
     @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "other arrays", "pickle", "wild rows"])
     def test_a_damaged_file_is_made_anew(self, tmp_path: Path, damage: str) -> None:
         states, actions = walk(200)

@@ -123,6 +123,11 @@ def test_vacuous_because_a_mutant_passes() -> None:
     assert result.note == "the mutant 'nothing wrong' was not caught"
 
 
+def test_vacuous_because_a_mutant_cannot_be_measured() -> None:
+    result = run_check(made(mutants=(Mutant("nothing there", measure=lambda case: case.x * float("nan")),)))
+    assert (result.verdict, result.mutants[0].caught) == ("VACUOUS", False)
+
+
 def test_vacuous_because_too_few_problems_notice_the_mutant() -> None:
     mutant = Mutant("three of five", bound=lambda case: case.x * (case.y < 2), share=0.7)
     assert verdict(mutants=(mutant,)) == "VACUOUS"

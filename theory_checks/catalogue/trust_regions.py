@@ -85,7 +85,7 @@ def _rarely_visited(gamma: float, shift: float) -> Case:
 
 
 def _searched(numbers: Tensor) -> Case:
-    """Descriptions ``[n, 33]`` to MDPs with three states, two actions and discount 0.9, and two policies."""
+    """Descriptions ``[n, 39]`` to MDPs with three states, two actions and discount 0.9, and two policies."""
     n = len(numbers)
     p, start = torch.softmax(3 * numbers[:, :18].view(n, 3, 2, 3), -1), torch.softmax(3 * numbers[:, 30:33], -1)
     r = torch.sigmoid(3 * numbers[:, 33:39].view(n, 3, 2))
@@ -879,39 +879,55 @@ def _shared_logit(draw: Draw) -> Iterator[Case]:
     yield Case([f"shared logit[{i}]" for i in range(n)], advantage=advantage)
 
 
-def _ascend(case: Case, loss: Any) -> Tensor:
-    """Largest |r - 1| over states and actions after exact gradient descent on the one shared logit, ``[B]``."""
-    z = torch.zeros(len(case), dtype=torch.float64, requires_grad=True)
+def _deviation_at_best(case: Case, loss: Any) -> Tensor:
+    """Largest |r - 1| over states and actions where a loss of the one shared logit in [0, 4] is least, ``[B]``.
+
+    The slope of the loss is negative up to there and positive beyond, so halving the interval by its sign finds it.
+    """
     features = torch.tensor([[0.5, -0.5], [1.5, -1.5]], dtype=torch.float64)
     old = torch.full((len(case), 2, 2), 0.5, dtype=torch.float64).log()
-    for _ in range(300):
+    low, high = torch.zeros(len(case), dtype=torch.float64), torch.full((len(case),), 4.0, dtype=torch.float64)
+    for _ in range(60):
+        z = ((low + high) / 2).requires_grad_()
         log_prob = torch.log_softmax(z.view(-1, 1, 1) * features, -1)
-        value = 0.25 * loss(log_prob, old, case.advantage).sum()
-        (gradient,) = torch.autograd.grad(value, z)
-        z = (z - 0.1 * gradient).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(log_prob, old, case.advantage).sum(), z)
+        middle = z.detach()
+        low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
     return ((log_prob - old).exp() - 1).abs().amax((1, 2)).detach()
 
 
-def _ppo_run(case: Case) -> Tensor:
-    return _ascend(case, lambda new, old, a: ppo_clip_loss(new, old, a, clip=_BAND))
+def _ppo_deviation(case: Case) -> Tensor:
+    return _deviation_at_best(case, lambda new, old, a: ppo_clip_loss(new, old, a, clip=_BAND))
+
+
+def _cubes(case: Case) -> Tensor:
+    """``((1 + eps)^3 - (1 - eps)^3) / ((1 + eps)^3 + (1 - eps)^3)``, ``[B]``."""
+    up, down = (1 + _BAND) ** 3, (1 - _BAND) ** 3
+    return torch.full((len(case),), (up - down) / (up + down), dtype=torch.float64)
 
 
 register(
     Check(
         id="PO-11c",
         title="PPO does not keep ratios in the interval",
-        claim="exact gradient ascent on the clipped surrogate of a policy with one parameter for two states ends with "
-        "max |r - 1| > eps",
+        claim="two states, the logits of one thrice as far as the other's: the clipped surrogate is greatest where  "
+        "max |r - 1| = ((1 + eps)^3 - (1 - eps)^3) / ((1 + eps)^3 + (1 - eps)^3) > eps",
         source="derived here; the observation: L. Engstrom et al., ICLR 2020, arXiv 2005.12729; Z. Xie et al. (SPO)",
-        kind="fact",
+        kind="identity",
         tags=("policy", "online.ppo", "online.spo"),
         cases=_shared_logit,
-        measure=lambda case: (_ppo_run(case) > 1.5 * _BAND).double(),
-        bound=lambda case: torch.ones(len(case), dtype=torch.float64),
+        measure=_ppo_deviation,
+        bound=_cubes,
         mutants=(
             Mutant(
                 "claimed: PPO's ratios stay within the interval",
-                bound=lambda case: torch.zeros(len(case), dtype=torch.float64),
+                bound=lambda case: torch.full((len(case),), _BAND, dtype=torch.float64),
+                share=1.0,
+            ),
+            Mutant("no clipping", measure=lambda case: _deviation_at_best(case, policy_gradient_loss), share=1.0),
+            Mutant(
+                "SPO's penalty for PPO's clipping",
+                measure=lambda case: _deviation_at_best(case, lambda new, old, a: spo_loss(new, old, a, epsilon=_BAND)),
                 share=1.0,
             ),
         ),
