@@ -134,6 +134,14 @@ class Agent(ABC, Generic[C]):
     def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
         """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces that this agent acts in."""
 
+    def played_in(self, env: object) -> None:
+        """Be told that episodes were played in `env`, which may be the one that this agent learns from."""
+
+    @property
+    def warm_up(self) -> int:
+        """Environment steps per seed before the first gradient step."""
+        return 0
+
     def normalized_score(self, returns: NDArray[np.float64], env_id: str) -> NDArray[np.float64] | None:
         """Return normalised scores where the agent knows reference returns of this environment."""
         return None

@@ -16,6 +16,8 @@ import functools
 import hashlib
 import importlib
 import math
+import os
+import signal
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -191,6 +193,10 @@ class Environments(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close the environments made here."""
+
+    @abstractmethod
+    def holds(self, env: object) -> bool:
+        """Whether `env` is one of these environments, perhaps in other wrappers."""
 
     def finished(self) -> list[tuple[int, float, int]]:
         """Return (seed index, sum of raw rewards, length) of the episodes that ended since the last call."""
@@ -404,6 +410,9 @@ class _InProcess(_Repeatable):
     def _seed(self, row: int) -> int:
         return episode_seed(self.seeds[row // self.n_envs], row % self.n_envs, self._episodes[row])
 
+    def holds(self, env: object) -> bool:
+        return isinstance(env, gymnasium.Env) and any(env.unwrapped is each.unwrapped for each in self._envs)
+
     def close(self) -> None:
         if not self._left_open:
             for env in self._envs:
@@ -423,7 +432,7 @@ class _Processes(_Repeatable):
     ) -> None:
         super().__init__(like, _common_spaces([like]), seeds, n_envs, env_id)
         makers = [
-            functools.partial(_SelfSeeding, source, row, seeds[row // n_envs], row % n_envs)
+            functools.partial(_SelfSeeding, source, row, seeds[row // n_envs], row % n_envs, os.getpid())
             for row in range(self.n_rows)
         ]
         try:
@@ -459,6 +468,9 @@ class _Processes(_Repeatable):
         except Exception as error:
             raise raised(self.name, what, error) from error
 
+    def holds(self, env: object) -> bool:
+        return False  # they are in other processes
+
     def close(self) -> None:
         self._vector.close()
 
@@ -466,7 +478,11 @@ class _Processes(_Repeatable):
 class _SelfSeeding(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One row's environment in its process, where gymnasium resets it: it knows each episode's seed itself."""
 
-    def __init__(self, source: str | Callable[[], SingleEnv | BatchEnv], row: int, seed: int, env_index: int) -> None:
+    def __init__(
+        self, source: str | Callable[[], SingleEnv | BatchEnv], row: int, seed: int, env_index: int, owner: int
+    ) -> None:
+        if os.getpid() != owner:  # a terminal's Ctrl-C goes to all processes, but the owner's alone ends the iteration
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         env = make_environment(source)
         assert isinstance(env, gymnasium.Env)
         super().__init__(env)
@@ -626,7 +642,15 @@ class _VectorEnvironments(Environments):
                 f"{self.name}: the stored state is one of environments stepped one by one: restore it with those."
             )
         self._resets = int(arrays["resets"].max())
+        warnings.warn(
+            f"{self.name} is a vector environment that resets itself: its episodes cannot be resumed, new ones begin.",
+            stacklevel=2,
+        )
         return self.reset()
+
+    def holds(self, env: object) -> bool:
+        singles = [each for part in self._parts for each in getattr(part.unwrapped, "envs", ())]
+        return isinstance(env, gymnasium.Env) and any(env.unwrapped is each.unwrapped for each in singles)
 
     def close(self) -> None:
         if not self._left_open:
@@ -776,10 +800,20 @@ def environment_name(env: SingleEnv | BatchEnv) -> str:
 
 
 def environment_id(source: object, env: SingleEnv | BatchEnv) -> str | None:
-    """Return the id that makes `env` again, ``module:id`` where `source` names the module that registers it."""
-    module, colon, _ = source.rpartition(":") if isinstance(source, str) else ("", "", "")
+    """Return the id that makes `env` again, ``module:id`` where `source` names the module that registers it.
+
+    None where there is no such id: what has wrappers, arguments or a time limit of its own is another environment.
+    """
     registered = _registered(env)
-    return None if registered is None else f"{module}{colon}{registered}"
+    if isinstance(source, str):
+        module, colon, _ = source.rpartition(":")
+        return None if registered is None else f"{module}{colon}{registered}"
+    entry = gymnasium.registry.get(registered or "")
+    if entry is None or env.spec is None or env.spec.additional_wrappers:
+        return None
+    given, usual = ({k: v for k, v in kwargs.items() if k not in _ALIKE} for kwargs in (env.spec.kwargs, entry.kwargs))
+    is_usual = given == usual and env.spec.max_episode_steps == entry.max_episode_steps
+    return registered if is_usual else None
 
 
 def has_time_limit(env: SingleEnv) -> bool:
@@ -791,6 +825,10 @@ def has_time_limit(env: SingleEnv) -> bool:
             return True
         env = env.env
     return False
+
+
+# Arguments of gymnasium.make and make_vec that leave an environment what it is.
+_ALIKE = ("render_mode", "num_envs", "vectorization_mode", "max_episode_steps")
 
 
 def _registered(env: SingleEnv | BatchEnv) -> str | None:

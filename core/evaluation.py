@@ -71,7 +71,8 @@ def evaluate(
     """Play `episodes` episodes with every seed's policy.
 
     Episode e is reset with seed ``first_seed + e`` for every policy; all policies act in one batched call per step.
-    The same call gives the same bits, and nothing of the agent changes. Another `parallel` changes the batch shapes,
+    The same call gives the same bits, and nothing of the agent changes (but for one evaluated in the very environment
+    object that it learns from, which begins new training episodes there). Another `parallel` changes the batch shapes,
     so the last bits of the actions (and, with ``deterministic=False``, which noise an episode gets).
 
     A seed whose training has diverged (its networks or its actions are not finite) has no returns: they are nan, a
@@ -112,6 +113,7 @@ def evaluate(
             require_distinct(pool)
         _play(agent, pool, jobs, first_seed, deterministic, returns, lengths, lost)
     finally:
+        agent.played_in(env)
         if not isinstance(env, gymnasium.Env):
             for each in pool:
                 each.close()

@@ -150,6 +150,11 @@ class Experience:
             self._environments.close()
         self._environments, self._collector = None, None
 
+    def played_in(self, env: object) -> None:
+        """Begin new episodes if others were played in the environment of these."""
+        if self._environments is not None and self._environments.holds(env):
+            self._collector = self._resumed = None
+
     @property
     def _episodes(self) -> "dict[str, NDArray[Any]] | None":
         """The state of the running episodes; ``None`` before the first."""
@@ -181,7 +186,11 @@ class Experience:
             first = self.environments.reset() if state is None else self.environments.restore(state)
             self._collector = Collector(self.environments, first, len(agent.seeds))
         noise = self._exploration.normal(self._iteration, (1, n_envs, agent.problem.action_dim))
-        rollout = self._collector.collect(self._explore, noise, agent.device, agent.dtype)
+        try:
+            rollout = self._collector.collect(self._explore, noise, agent.device, agent.dtype)
+        except BaseException:  # nobody knows where the episodes are now
+            self._collector = None
+            raise
         self.env_steps += n_envs
         self._iteration += 1
         self.replay.add(

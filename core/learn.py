@@ -1,5 +1,6 @@
 """The loop that agents learn from an environment in: logs, evaluations, checkpoints, progress, interruption."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import ConfigError
 from .evaluation import EnvSource, check_environment
 from .loop import (
     CHECKPOINT,
@@ -22,6 +24,7 @@ from .loop import (
 from .offline_agent import OfflineAgent
 from .online_agent import OnlineAgent
 from .progress import Progress
+from .runs import CARD, Run
 
 
 def learn(
@@ -75,9 +78,19 @@ def learn(
     """
     save_every = checkpoint_interval(save_every, eval_env, eval_every)
     with unchanged_if_refused(agent), entering:
+        if eval_env is not None and agent.environments.holds(eval_env):
+            raise ConfigError("eval_env is the environment to learn from, whose episodes go on: give another one.")
+        started = agent.clock
         if resume:
             restore(agent, run_dir, n_steps)
-        started, target = (0, n_steps) if resume else (agent.clock, agent.clock + n_steps)
+            started = _began_at(run_dir, started)
+        target = n_steps if resume else started + n_steps
+        if target < agent.warm_up:
+            warnings.warn(
+                f"{agent.algorithm} ends at step {target}, before the first gradient step: learning_starts is "
+                f"{agent.warm_up}.",
+                stacklevel=4,
+            )
         card = _card(agent, target) | ({} if command is None else {"command": dict(command)})
         writer = open_run(agent, run_dir, resume, card)
     loop = Loop(agent, writer, eval_env, eval_episodes, callbacks)
@@ -116,12 +129,22 @@ def learn(
                 raise KeyboardInterrupt
 
 
+def _began_at(run_dir: str | Path | None, clock: int) -> int:
+    """Return the environment step at which the run to resume began; `clock` if there is none."""
+    if run_dir is None or not (Path(run_dir) / CARD).exists():
+        return clock
+    began: int = (Run.read(run_dir).card.get("began_at") or {}).get("environment_steps", 0)
+    return began
+
+
 def _card(agent: OnlineAgent[Any] | OfflineAgent[Any], n_steps: int) -> dict[str, Any]:
     card: dict[str, Any] = {"n_steps": n_steps, "env_id": agent.environments.env_id}
     if isinstance(agent, OfflineAgent):
         card["began_at"] = {"gradient_steps": agent.step, "environment_steps": agent.clock}
-        if agent.dataset_card is not None:
-            card["dataset"] = agent.dataset_card
+    elif agent.clock:
+        card["began_at"] = {"environment_steps": agent.clock}
+    if isinstance(agent, OfflineAgent) and agent.dataset_card is not None:
+        card["dataset"] = agent.dataset_card
     return card
 
 

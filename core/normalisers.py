@@ -6,7 +6,8 @@ variance v_b joins them by the parallel update of Chan, Golub and LeVeque (1979)
     Δ = m_b - m,  n' = n + n_b,  m' = m + Δ n_b / n',  v' = (v n + v_b n_b + Δ² n n_b / n') / n'
 
 which is what Stable-Baselines3's ``VecNormalize`` and gymnasium's ``NormalizeObservation`` and ``NormalizeReward`` do.
-Statistics are float64. Rows that are no transitions (the reset rows of a next-step autoreset) take no part.
+Statistics are float64. Rows that are no transitions (the reset rows of a next-step autoreset) take no part in those of
+rewards; those of observations count whatever an environment shows, so both the last and the first one of episodes.
 
 Axes: ``S`` seeds, ``T`` time, ``N`` environments per seed.
 """
@@ -145,7 +146,7 @@ class ObservationNormaliser:
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         """Return all that :meth:`load_state` needs to go on exactly."""
-        return {**self.moments.state(), "frozen": np.array(float(self.frozen))}
+        return {**self.moments.state(), "frozen": np.full(len(self.moments.mean), float(self.frozen))}
 
     def load_state(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
         """Take over what :meth:`state` returned.
@@ -154,7 +155,7 @@ class ObservationNormaliser:
             CheckpointError: if an array is missing or has another shape.
         """
         self.moments.load_state(arrays)
-        self.frozen = bool(stored_array(arrays, "frozen", ()))
+        self.frozen = bool(stored_array(arrays, "frozen", (len(self.moments.mean),)).all())
 
 
 class _Normalisation(nn.Module):
@@ -246,6 +247,10 @@ class RewardNormaliser:
         """Return rewards ``[S, ...]`` divided with the moments as they are."""
         shape = (len(reward), *(1,) * (reward.ndim - 1))
         return _clipped(reward / np.sqrt(self.moments.var + EPSILON).reshape(shape))
+
+    def begin_episodes(self) -> None:
+        """Forget the rewards of episodes that were left: new ones begin in all environments."""
+        self.running = np.zeros_like(self.running)
 
     def state(self) -> dict[str, NDArray[np.float64]]:
         """Return all that :meth:`load_state` needs to go on exactly."""

@@ -261,6 +261,16 @@ class OfflineAgent(Agent[C]):
             raise CorollaryError(f"This {type(self).__name__} has seen no environment yet: call learn(env, n_steps).")
         return self.experience
 
+    def played_in(self, env: object) -> None:
+        """Begin new training episodes if others were played in the environment that this agent learns from."""
+        if self.experience is not None:
+            self.experience.played_in(env)
+
+    @property
+    def warm_up(self) -> int:
+        """Environment steps per seed before the first gradient step of :meth:`learn`."""
+        return self._lived.settings.learning_starts
+
     @property
     def environments(self) -> "Environments":
         """The environments that :meth:`learn` learns from; raises a :class:`CorollaryError` before it is called."""

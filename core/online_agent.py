@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,8 +23,10 @@ from .config import Config
 from .environments import Environments, EnvSource, Vectorization, environment_name, is_known, make_environments
 from .errors import ConfigError, EnvironmentMismatchError
 from .networks import ActionBox
-from .normalisers import ObservationNormaliser
+from .normalisers import ObservationNormaliser, RewardNormaliser
+from .policies import Actor
 from .recent import RecentReturns
+from .rollout import Collector, Rollout
 from .spaces import Actions, Observations, space_from_json, space_to_json
 
 if TYPE_CHECKING:
@@ -228,8 +231,15 @@ class OnlineAgent(Agent[C]):
                     f"{made.name} has {name} {getattr(made, name)}, but the agent was made for "
                     f"{space_from_json(getattr(self.problem, name))}."
                 )
+        if made.n_envs != self.config.n_envs:
+            made.close()
+            raise EnvironmentMismatchError(
+                f"{made.name} is a vector of {made.n_envs} environments, but the agent was made for n_envs="
+                f"{self.config.n_envs}."
+            )
+        if self._source is not None:  # a loaded agent that lacked environments goes on where it was saved
+            self._leave_episodes()
         former, self._source, self._environments = self._environments, env, made
-        self._resumed, self._begun = None, False  # new episodes begin here
         try:
             yield
         except BaseException:
@@ -289,6 +299,13 @@ class OnlineAgent(Agent[C]):
 
     # -------------------------------------------------------------------------------------------- exact state
 
+    def select(self, index: int) -> Self:
+        """Return a copy with only the seed at position `index`; it learns in environments of its own."""
+        chosen = super().select(index)
+        if not isinstance(self._source, gymnasium.Env | VectorEnv):
+            chosen._source = self._source
+        return chosen
+
     def restore(self, path: str | Path) -> None:
         """Take over the state of a checkpoint of the same run; the environments stay the ones given here."""
         source, environments = self._source, self._environments
@@ -334,10 +351,42 @@ class OnlineAgent(Agent[C]):
         self.observation_normaliser = (
             ObservationNormaliser(len(self.seeds), problem.observation_dim) if self.config.normalize_obs else None
         )
+        self.reward_normaliser: RewardNormaliser | None = None  # of methods that scale rewards
+        self._collector: Collector | None = None
         bounded = problem.actions.kind == "continuous"
         low, high = problem.actions.low.tolist(), problem.actions.high.tolist()
         self.box = ActionBox(low, high, self.dtype).to(self.device) if bounded else None
         self._begin()
+
+    def go_on(self, act: Actor, noise: Tensor) -> Rollout:
+        """Take a step in every environment for each of the T rows of `noise` ``[S, T, N, d_a]``; move `step`.
+
+        Where that fails or is interrupted, new episodes begin at the next call: nobody knows where these are now.
+        """
+        if not self._begun:
+            self._collector = Collector(
+                self.environments,
+                self.begin_episodes(),
+                len(self.seeds),
+                self.observation_normaliser,
+                self.reward_normaliser,
+            )
+        assert self._collector is not None
+        try:
+            rollout = self._collector.collect(act, noise, self.device, self.dtype)
+        except BaseException:
+            self._leave_episodes()
+            raise
+        self.step += noise.shape[1] * noise.shape[2]
+        return rollout
+
+    def _leave_episodes(self) -> None:
+        self._begun, self._resumed = False, None
+
+    def played_in(self, env: object) -> None:
+        """Begin new episodes if others were played in the environment that this agent learns from."""
+        if self._environments is not None and self._environments.holds(env):
+            self._leave_episodes()
 
     def begin_episodes(self) -> NDArray[np.float32]:
         """Return what the environments show, ``[R, d_s]``: first observations, or where a restored run stopped."""
@@ -347,6 +396,8 @@ class OnlineAgent(Agent[C]):
             return restored
         obs = self.environments.reset()
         self._begun = True
+        if self.reward_normaliser is not None:
+            self.reward_normaliser.begin_episodes()
         if self.observation_normaliser is not None:
             self.observation_normaliser.update(obs.reshape(len(self.seeds), -1, obs.shape[-1]))
         return obs
@@ -362,7 +413,7 @@ class OnlineAgent(Agent[C]):
         iteration = torch.full((len(self.seeds),), self.iteration)
         found = {"recent_returns": self.recent_returns.tensor(), "iteration": iteration}
         if self.observation_normaliser is not None:
-            moments = self.observation_normaliser.moments.state()
+            moments = self.observation_normaliser.state()
             found |= {f"observations/{name}": torch.from_numpy(array) for name, array in moments.items()}
         states = self.environments.state() if self._begun else self._resumed
         return found | {f"environments/{name}": torch.from_numpy(array) for name, array in (states or {}).items()}
@@ -373,7 +424,7 @@ class OnlineAgent(Agent[C]):
         self.recent_returns.load(tensors["recent_returns"])
         self.iteration = int(arrays["iteration"][0])
         if self.observation_normaliser is not None:
-            self.observation_normaliser.moments.load_state(arrays, "observations/")
+            self.observation_normaliser.load_state(below("observations/", arrays))
         self._resumed = below("environments/", arrays) or None
 
     def plain_policy(self, seed_index: int = 0) -> nn.Module:

@@ -454,13 +454,22 @@ def ratio_diagnostics(log_prob: Tensor, old_log_prob: Tensor, *, clip: Interval 
 
 
 @torch.no_grad()
-def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+def explained_variance(value: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """``1 - Var(R - V) / Var(R)`` over the last axis: 1 is perfect, 0 no better than a constant.
 
-    A constant error is not counted. Where R itself is constant the result is not finite.
+    With `weight`, of the same shape, variances are weighted. A constant error is not counted. Where R itself is
+    constant the result is not finite.
     """
     check_same_shapes(value=value, target=target)
-    return 1 - (target - value).var(-1, correction=0) / target.var(-1, correction=0)
+    if weight is None:
+        return 1 - (target - value).var(-1, correction=0) / target.var(-1, correction=0)
+    check_same_shapes(value=value, weight=weight)
+
+    def variance(x: Tensor) -> Tensor:
+        mean = (weight * x).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+        return (weight * (x - mean).square()).sum(-1)
+
+    return 1 - variance(target - value) / variance(target)
 
 
 # ------------------------------------------------------------------------------------------------------------ registry

@@ -133,6 +133,11 @@ class OffPolicyAgent(OnlineAgent[C]):
         """Make twin critics, likewise equal at every call."""
         return Critics(self.mlp("critic", self.problem.observation_dim + self.problem.action_dim, 1, members=2))
 
+    @property
+    def warm_up(self) -> int:
+        """Environment steps per seed before the first gradient step."""
+        return self.config.learning_starts
+
     def iterate(self, progress: float) -> Metrics:
         """Collect, remember, and after the warm-up learn; return the diagnostics of the last gradient step."""
         cfg = self.config
@@ -148,19 +153,12 @@ class OffPolicyAgent(OnlineAgent[C]):
     def collect(self) -> Rollout:
         """Take `train_every` steps of every environment."""
         cfg = self.config
-        if not self._begun:
-            self._collector = Collector(
-                self.environments, self.begin_episodes(), len(self.seeds), self.observation_normaliser
-            )
-        assert self._collector is not None
         if self.step < cfg.learning_starts:
             shape = (cfg.train_every, cfg.n_envs, self.problem.action_dim)
             noise, act = self._warmup.uniform(self.iteration, shape), self._uniform_actor()
         else:
             noise, act = self.exploration_noise(), self.actor.actor()
-        rollout = self._collector.collect(act, noise, self.device, self.dtype)
-        self.step += cfg.train_every * cfg.n_envs
-        return rollout
+        return self.go_on(act, noise)
 
     def exploration_noise(self) -> Tensor:
         """Draw the noise ``[S, train_every, n_envs, d_a]`` that the policy collects with."""

@@ -34,7 +34,7 @@ from ..core.normalisers import EPSILON, RewardNormaliser, RunningMoments
 from ..core.online_agent import OnlineAgent, OnlineConfig
 from ..core.optimisers import SeedwiseAdam
 from ..core.policies import Policy, policy_for
-from ..core.rollout import Collector, Rollout
+from ..core.rollout import Rollout
 from ..kernels.scans import gae
 from .objectives import (
     clipped_value_coefficient,
@@ -202,10 +202,14 @@ class Samples:
                 return advantage
             std, mean = torch.std_mean(advantage, 1, keepdim=True)
             return (advantage - mean) / (std + 1e-8)
-        mean = self.mean(advantage).unsqueeze(1)
-        squares = ((advantage - mean).square() * self.weight).sum(1, keepdim=True)
-        std = (squares / (self.weight.sum(1, keepdim=True) - 1).clamp(min=1)).sqrt()
-        return (advantage - mean) / (std + 1e-8)
+        rows, valid = self.weight.sum(1, keepdim=True), self.weight > 0
+        centred = advantage - self.mean(advantage).unsqueeze(1)
+        # Equal advantages: the rounding of their mean would remain, which a division by its own size makes 1.
+        highest = torch.where(valid, advantage, -torch.inf).amax(1, keepdim=True)
+        lowest = torch.where(valid, advantage, torch.inf).amin(1, keepdim=True)
+        centred = torch.where(highest > lowest, centred, 0.0)
+        std = ((centred.square() * self.weight).sum(1, keepdim=True) / (rows - 1).clamp(min=1)).sqrt()
+        return torch.where(rows > 1, centred / (std + 1e-8), advantage)
 
 
 C = TypeVar("C", bound=OnPolicyConfig)
@@ -251,8 +255,7 @@ class OnPolicyAgent(OnlineAgent[C]):
         """Improve policy and critic on the batch: epochs of minibatches, in each a step on the joint loss."""
         cfg = self.config
         active = [True] * len(self.seeds)
-        norms: list[Tensor] = []
-        steps = torch.zeros(len(self.seeds), dtype=self.dtype, device=self.device)
+        norms, steps = torch.zeros((2, len(self.seeds)), dtype=self.dtype, device=self.device)
         for epoch in range(cfg.n_epochs):
             if epoch > 0 and cfg.recompute_advantage:
                 samples = self.with_advantages(samples, rollout)
@@ -262,14 +265,13 @@ class OnPolicyAgent(OnlineAgent[C]):
                 if not any(active):
                     break
                 everyone = all(active)
-                norms.append(self.optimizer.apply(gradients, active=None if everyone else active))
+                norm = self.optimizer.apply(gradients, active=None if everyone else active)
+                norms += norm if everyone else torch.where(torch.tensor(active, device=self.device), norm, 0)
                 steps += 1 if everyone else steps.new_tensor(active)
             active = self.after_epoch(samples, batch, log_prob, active)
             if not any(active):
                 break
-        return (
-            {"gradient_steps": steps, "grad_norm": torch.stack(norms).mean(0)} if norms else {"gradient_steps": steps}
-        )
+        return {"gradient_steps": steps, "grad_norm": norms / steps.clamp(min=1)}
 
     def fit_critic(self, samples: Samples, epochs: int, batch_size: int) -> None:
         """Fit the critic alone, for methods that keep it apart: shuffled minibatches, steps of `critic_optimizer`."""
@@ -299,13 +301,11 @@ class OnPolicyAgent(OnlineAgent[C]):
         self.action_noise = self.actor.noise
         self.optimizer = self.make_optimizer(actor=self.actor, critic=self.critic)
         self.optimizers = {"adam": self.optimizer}
-        self.reward_normaliser: RewardNormaliser | None = None
         if cfg.normalize_reward != "none":
             self.reward_normaliser = RewardNormaliser(
                 len(self.seeds), cfg.n_envs, cfg.discount, reset_on=cfg.normalize_reward
             )
         self.return_moments = RunningMoments(len(self.seeds), 1) if cfg.scale_returns else None
-        self._collector: Collector | None = None
         self._shuffle, self._noise = self.stream("minibatch"), self.stream("action")
 
     def value_network(self, purpose: str) -> ValueNetwork:
@@ -353,18 +353,7 @@ class OnPolicyAgent(OnlineAgent[C]):
 
     def take_steps(self, behaviour: Policy, noise: Tensor) -> Rollout:
         """Go on in every environment with `behaviour`, a step for each of the T rows of `noise` ``[S, T, N, d_a]``."""
-        if not self._begun:
-            self._collector = Collector(
-                self.environments,
-                self.begin_episodes(),
-                len(self.seeds),
-                self.observation_normaliser,
-                self.reward_normaliser,
-            )
-        assert self._collector is not None
-        rollout = self._collector.collect(behaviour.actor(), noise, self.device, self.dtype)
-        self.step += noise.shape[1] * noise.shape[2]
-        return rollout
+        return self.go_on(behaviour.actor(), noise)
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return normalisers, environments and recent returns."""
@@ -523,7 +512,7 @@ class OnPolicyAgent(OnlineAgent[C]):
             "surrogate_gain": samples.mean(gain),
             "entropy": samples.mean(new.entropy()),
             "value": samples.mean(samples.value),
-            "explained_variance": explained_variance(samples.value, samples.target),
+            "explained_variance": explained_variance(samples.value, samples.target, samples.weight),
         }
 
     # ----------------------------------------------------------------------------------------------------- acting

@@ -43,7 +43,7 @@ class PPOConfig(OnPolicyConfig):
 
     Attributes:
         form: ``"clip"`` or ``"penalty"``.
-        clip: half-width eps of the interval of ratios, > 0; small is slow, infinity plain policy gradient.
+        clip: half-width eps of the interval of ratios, > 0; small is slow, large plain policy gradient.
         clip_decay: ``"linear"`` lets eps fall to zero over one call of `learn`.
         dual_clip: bound c > 1 + eps on the ratio where the advantage is negative; ``None`` for none.
         target_kl: divergence at which a seed stops its update, > 0; ``None`` never stops. For the penalty form, the

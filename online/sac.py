@@ -79,7 +79,7 @@ class SAC(OffPolicyAgent[SACConfig]):
             "vwxyzjn/cleanrl sac_continuous_action.py [code], with choices 1 to 3",
         ),
         "zoo_mujoco": Preset({}, "RL-Zoo sac.yml, MuJoCo, 1e6 steps [code]"),
-        "zoo_swimmer": Preset({"discount": 0.9999}, "RL-Zoo sac.yml, Swimmer-v3, 1e6 steps [code]"),
+        "zoo_swimmer": Preset({"discount": 0.9999}, "RL-Zoo sac.yml at 00128b5d, Swimmer-v3, 1e6 steps [code]"),
         "zoo_pendulum": Preset(
             {"learning_starts": 100, "actor_lr": 1e-3, "critic_lr": 1e-3, "entropy_lr": 1e-3},
             "RL-Zoo sac.yml, Pendulum-v1, 2e4 steps [code]",

@@ -418,7 +418,8 @@ def test_vector_environments_begin_other_episodes_when_restored() -> None:
     play(whole, np.zeros((7, 2, 1), np.float32))
     arrays = stored(whole)
     resumed = make_environments(vector, (4,), 2)
-    obs = resumed.restore(arrays)
+    with pytest.warns(UserWarning, match="resets itself: its episodes cannot be resumed, new ones begin"):
+        obs = resumed.restore(arrays)
     assert (obs[:, 0] == 0).all()
     # SyncVectorEnv gives environment i the seed plus i; later episodes have none.
     first = [env.seeds[0] for env in made]

@@ -167,7 +167,9 @@ def test_rows_are_what_their_index_says(reacher) -> None:
 
 def test_a_deterministic_policy_explores_by_noise_and_a_stochastic_one_samples(reacher) -> None:
     def actions(agent: Agent, **options: Any) -> torch.Tensor:
-        agent.fit(reacher, 1).learn(ENV, 40, learning_starts=100, **options)
+        agent.fit(reacher, 1)
+        with pytest.warns(UserWarning, match="ends at step 40, before the first gradient step"):
+            agent.learn(ENV, 40, learning_starts=100, **options)
         assert agent.experience is not None
         lived = agent.experience.replay.gather(torch.arange(40)[None])
         with torch.no_grad():

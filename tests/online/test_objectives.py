@@ -147,6 +147,8 @@ def test_explained_variance_by_hand() -> None:
     target, value = f64(1, 2, 4), f64(1, 2, 3)
     values = torch.stack([value, value + 10, target, torch.full_like(target, 5)])
     close(explained_variance(values, target.expand(4, -1)), f64(6 / 7, 6 / 7, 1, 0))
+    more, weight = torch.cat([values, values + 9], 1), torch.cat([torch.ones_like(values), torch.zeros_like(values)], 1)
+    close(explained_variance(more, target.repeat(4, 2), weight), f64(6 / 7, 6 / 7, 1, 0))  # of those with weight
 
 
 def test_adaptive_penalty_by_hand() -> None:

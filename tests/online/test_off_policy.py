@@ -154,7 +154,8 @@ def test_resets_of_a_vector_environment_are_no_transitions(kind, mode) -> None:
 def test_the_warm_up_is_uniform_in_the_box_and_without_learning(kind) -> None:
     agent = kind(Noise, **SMALL | {"learning_starts": 4000, "n_envs": 4, "train_every": 50})
     first = {name: tensor.clone() for name, tensor in agent.networks.state_dict().items()}
-    agent.learn(3800)
+    with pytest.warns(UserWarning, match="ends at step 3800, before the first gradient step: learning_starts is 4000"):
+        agent.learn(3800)
     share = ((rows(agent).action - torch.tensor(LOW)) / torch.tensor(HIGH - LOW)).float()
     assert len(share) == 3800
     assert 0 <= share.min() < 0.01
