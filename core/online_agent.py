@@ -390,14 +390,15 @@ class OnlineAgent(Agent[C]):
 
     def begin_episodes(self) -> NDArray[np.float32]:
         """Return what the environments show, ``[R, d_s]``: first observations, or where a restored run stopped."""
-        if self._resumed is not None:
-            restored = self.environments.restore(self._resumed)
+        stored = self._resumed
+        if self.reward_normaliser is not None and (stored is None or not self.environments.exact_resume):
+            self.reward_normaliser.begin_episodes()
+        if stored is not None:
+            restored = self.environments.restore(stored)
             self._resumed, self._begun = None, True
             return restored
         obs = self.environments.reset()
         self._begun = True
-        if self.reward_normaliser is not None:
-            self.reward_normaliser.begin_episodes()
         if self.observation_normaliser is not None:
             self.observation_normaliser.update(obs.reshape(len(self.seeds), -1, obs.shape[-1]))
         return obs

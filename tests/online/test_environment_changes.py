@@ -1,5 +1,6 @@
 """Which environments an agent goes on in: never in others than it learnt in, never from a stale observation."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -159,6 +160,20 @@ def test_new_episodes_owe_nothing_to_the_rewards_of_former_ones() -> None:
     agent.set_env(Counting)
     agent.begin_episodes()
     assert agent.reward_normaliser.running.item() == 0
+
+
+@pytest.mark.parametrize("resets_itself", [False, True])
+def test_rewards_are_added_up_across_a_checkpoint_where_episodes_go_on(tmp_path, resets_itself) -> None:
+    def make() -> Any:
+        return SyncVectorEnv([Counting]) if resets_itself else Counting()
+
+    path = PPO(make, normalize_reward="done", **SMALL).learn(16).save(tmp_path / "agent")
+    loaded = PPO.load(path)
+    before = loaded.reward_normaliser.running.item()
+    with pytest.warns(UserWarning, match="new ones begin") if resets_itself else contextlib.nullcontext():
+        loaded.learn(16, env=make)
+    after = (1 - 0.99**16) / (1 - 0.99) + (0 if resets_itself else 0.99**16 * before)
+    assert loaded.reward_normaliser.running.item() == pytest.approx(after)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
