@@ -34,7 +34,7 @@ from .core.loading import load_dataset, shipped_datasets
 from .core.loop import CHECKPOINT
 from .core.offline_agent import OfflineAgent
 from .core.online_agent import OnlineAgent
-from .core.runs import Run, read_runs, strict_json
+from .core.runs import Run, read_card, read_runs, strict_json
 from .core.sampling import effective_sample_sizes, row_probabilities
 from .core.transforms import reward_transform
 
@@ -481,7 +481,7 @@ def _new_run_dir(algorithm: str, task: str) -> str:
 
 
 def _recorded_command(run_dir: Path) -> dict[str, Any]:
-    card = Run.read(run_dir).card
+    card = read_card(run_dir)
     command = card.get("command")
     if not isinstance(command, dict):
         raise ConfigError(f"{run_dir} was not started by `corollary train`: resume it in Python, with resume=True.")

@@ -134,6 +134,7 @@ class Agent(ABC, Generic[C]):
     def check_environment(self, env: gymnasium.Env[Any, Any]) -> None:
         """Raise an :class:`EnvironmentMismatchError` unless `env` has the spaces that this agent acts in."""
 
+    @abstractmethod
     def played_in(self, env: object) -> None:
         """Be told that episodes were played in `env`, which may be the one that this agent learns from."""
 

@@ -194,9 +194,13 @@ class Environments(ABC):
     def close(self) -> None:
         """Close the environments made here."""
 
-    @abstractmethod
     def holds(self, env: object) -> bool:
         """Whether `env` is one of these environments, perhaps in other wrappers."""
+        return isinstance(env, gymnasium.Env) and any(env.unwrapped is each.unwrapped for each in self._singles())
+
+    def _singles(self) -> Sequence[SingleEnv]:
+        """The single environments that live in this process."""
+        return ()
 
     def finished(self) -> list[tuple[int, float, int]]:
         """Return (seed index, sum of raw rewards, length) of the episodes that ended since the last call."""
@@ -410,8 +414,8 @@ class _InProcess(_Repeatable):
     def _seed(self, row: int) -> int:
         return episode_seed(self.seeds[row // self.n_envs], row % self.n_envs, self._episodes[row])
 
-    def holds(self, env: object) -> bool:
-        return isinstance(env, gymnasium.Env) and any(env.unwrapped is each.unwrapped for each in self._envs)
+    def _singles(self) -> Sequence[SingleEnv]:
+        return self._envs
 
     def close(self) -> None:
         if not self._left_open:
@@ -467,9 +471,6 @@ class _Processes(_Repeatable):
             return self._vector.call(method, *arguments)
         except Exception as error:
             raise raised(self.name, what, error) from error
-
-    def holds(self, env: object) -> bool:
-        return False  # they are in other processes
 
     def close(self) -> None:
         self._vector.close()
@@ -648,9 +649,8 @@ class _VectorEnvironments(Environments):
         )
         return self.reset()
 
-    def holds(self, env: object) -> bool:
-        singles = [each for part in self._parts for each in getattr(part.unwrapped, "envs", ())]
-        return isinstance(env, gymnasium.Env) and any(env.unwrapped is each.unwrapped for each in singles)
+    def _singles(self) -> Sequence[SingleEnv]:
+        return [each for part in self._parts for each in getattr(part.unwrapped, "envs", ())]
 
     def close(self) -> None:
         if not self._left_open:

@@ -1,6 +1,7 @@
 """The errors a user can cause: each says in one sentence what is wrong, where, and what to do."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -31,6 +32,13 @@ class GuaranteeError(CorollaryError):
 def marked(seeds: Iterable[int], marks: Iterable[object]) -> str:
     """Return the seeds whose mark is true, separated by commas."""
     return ", ".join(str(seed) for seed, mark in zip(seeds, marks, strict=True) if mark)
+
+
+def tell_divergence(said: str, *, of_all: bool, stacklevel: int) -> None:
+    """Raise a :class:`CorollaryError` if all seeds have diverged; else warn, for the others go on."""
+    if of_all:
+        raise CorollaryError(said)
+    warnings.warn(said, RuntimeWarning, stacklevel=stacklevel + 1)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from ..kernels.streams import RandomStream
 from .columns import is_whole
 from .environments import environment_id, environment_name, has_time_limit, make_single, raised, require_distinct
-from .errors import CorollaryError, marked
+from .errors import CorollaryError, marked, tell_divergence
 
 if TYPE_CHECKING:
     from .agent import Agent
@@ -118,13 +117,12 @@ def evaluate(
             for each in pool:
                 each.close()
     if lost.any():
-        found = (
+        tell_divergence(
             f"{agent.algorithm} has diverged (seed {marked(agent.seeds, lost)}): networks or actions are not finite, "
-            f"so it has no returns in {env_id}. Load an earlier checkpoint, or train anew with smaller step sizes."
+            f"so it has no returns in {env_id}. Load an earlier checkpoint, or train anew with smaller step sizes.",
+            of_all=bool(lost.all()),
+            stacklevel=2,
         )
-        if lost.all():
-            raise CorollaryError(found)
-        warnings.warn(found, RuntimeWarning, stacklevel=2)
         returns[lost] = np.nan
     return Evaluation(
         env_id=env_id,

@@ -24,7 +24,7 @@ from .loop import (
 from .offline_agent import OfflineAgent
 from .online_agent import OnlineAgent
 from .progress import Progress
-from .runs import CARD, Run
+from .runs import CARD, read_card
 
 
 def learn(
@@ -133,7 +133,7 @@ def _began_at(run_dir: str | Path | None, clock: int) -> int:
     """Return the environment step at which the run to resume began; `clock` if there is none."""
     if run_dir is None or not (Path(run_dir) / CARD).exists():
         return clock
-    began: int = (Run.read(run_dir).card.get("began_at") or {}).get("environment_steps", 0)
+    began: int = (read_card(Path(run_dir)).get("began_at") or {}).get("environment_steps", 0)
     return began
 
 

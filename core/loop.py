@@ -17,7 +17,7 @@ import torch
 from . import checkpoint
 from .agent import Agent, Metrics
 from .columns import is_whole
-from .errors import ConfigError, CorollaryError, marked
+from .errors import ConfigError, marked, tell_divergence
 from .evaluation import EnvSource, Evaluation, evaluate
 from .runs import CARD, Run, RunWriter, versions
 
@@ -94,11 +94,11 @@ class Loop:
         if self.writer is not None:
             lists = {name: values.tolist() for name, values in self.metrics.items()}
             self.writer.log_metrics(self.agent.clock, now - self._started, self.steps_per_second, lists)
-        self._warn()
+        self._look_for_divergence()
         self._report(Report(self.agent.clock, self.metrics, None))
         self._interval_started = time.perf_counter()
 
-    def _warn(self) -> None:
+    def _look_for_divergence(self) -> None:
         """Name once each seed that has diverged, since the others may be well; raise if none is."""
         lost = self.agent.diverged()
         broken = {name: ~np.isfinite(values) for name, values in self.metrics.items() if name.endswith("loss")}
@@ -106,13 +106,13 @@ class Loop:
             if not (seeds & ~self._told).any() and not lost.all():
                 continue
             self._told |= seeds
-            said = (
+            tell_divergence(
                 f"{self.agent.algorithm} has diverged: at step {self.agent.clock} {name} is not finite (seed "
-                f"{marked(self.agent.seeds, seeds)}). Smaller step sizes or other reward and state transforms may help."
+                f"{marked(self.agent.seeds, seeds)}). Smaller step sizes or other reward and state transforms may "
+                "help.",
+                of_all=bool(lost.all()),
+                stacklevel=4,
             )
-            if lost.all():
-                raise CorollaryError(said)
-            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
     def evaluate(self) -> None:
         """Evaluate all seeds, write and report the result; the time it takes is not the learning's."""

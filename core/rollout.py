@@ -4,7 +4,6 @@ Axes: ``S`` seeds, ``T`` steps, ``N`` environments of a seed.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .environments import Environments
-from .errors import CorollaryError, marked
+from .errors import marked, tell_divergence
 from .normalisers import ObservationNormaliser, RewardNormaliser
 from .policies import Actor
 
@@ -141,14 +140,14 @@ class Collector:
         is_finite = np.isfinite(action)
         lost = ~is_finite.all((1, 2))
         if lost.all() or (lost & ~self._lost).any():
-            found = (
+            others = "" if lost.all() else " It takes actions of zeros, so that the others go on."
+            tell_divergence(
                 f"{self.environments.name}: the actions of the policy are not finite (seed "
                 f"{marked(self.environments.seeds, lost)}): its training has diverged. Load an earlier checkpoint, or "
-                "train anew with smaller step sizes."
+                f"train anew with smaller step sizes.{others}",
+                of_all=bool(lost.all()),
+                stacklevel=2,
             )
-            if lost.all():
-                raise CorollaryError(found)
-            warnings.warn(f"{found} It takes actions of zeros, so that the others go on.", RuntimeWarning, stacklevel=2)
         self._lost |= lost
         return np.where(is_finite, action, 0).astype(action.dtype)
 

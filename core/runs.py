@@ -142,7 +142,7 @@ class RunWriter:
         _write_atomically(self.path / CARD, strict_json(card, indent=2) + "\n")
 
     def _resume(self, card: dict[str, Any], step: int) -> None:
-        old = _read_card(self.path)
+        old = read_card(self.path)
         for key in _IDENTITY:
             was, now = _entry(old, key), _entry(card, key)
             if was != now:
@@ -382,7 +382,7 @@ class Run:
             DataError: `run.json` is missing or damaged, or a line of another file is damaged.
         """
         path = Path(run_dir)
-        card = _read_card(path)
+        card = read_card(path)
         n_seeds = len(card["seeds"])
         lines = list(_read_lines(path / METRICS))
         metrics: dict[str, FloatArray] = {}
@@ -501,7 +501,8 @@ def _naming_line(file: Path, number: int) -> Iterator[None]:
         raise DataError(f"{file} line {number} is damaged ({error}): remove the line, or the run.") from error
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the content of a run directory's ``run.json``; raises a :class:`DataError` if it is missing or damaged."""
     file = path / CARD
     if not file.is_file():
         raise DataError(f"{path} is no run directory, it has no {CARD}: give a folder that training wrote.")
