@@ -1,4 +1,4 @@
-"""The command ``corollary``: list, make and inspect data; train, evaluate, play and compare algorithms."""
+"""The command corollary: list, make and inspect data; train, evaluate, play and compare algorithms; check claims."""
 
 import argparse
 import dataclasses
@@ -101,14 +101,25 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument("--seeds", help="how many (5), or which (0,3,7, and 7, for one); default 1")
     sub.add_argument("--preset", help="published settings for a family of tasks (see: corollary algorithms NAME)")
     sub.add_argument("--base", metavar="RUN", help="offline.cdsa: the run or checkpoint whose policy it corrects")
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option; repeatable")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option, as hidden=256,256 or actor_lr_decay_steps=none or "
+        "reward_transform=return_range+antmaze_minus1; repeatable",
+    )
     sub.add_argument(
         "--eval-every",
         type=int,
         help=f"steps between evaluations (default {_EVAL_EVERY['offline']} offline, {_EVAL_EVERY['online']} online)",
     )
     sub.add_argument("--eval-episodes", type=int, help="episodes per seed and evaluation (default 10)")
-    sub.add_argument("--save-every", type=int, help="steps between checkpoints (default: one at every evaluation)")
+    sub.add_argument(
+        "--save-every",
+        type=int,
+        help="steps between checkpoints (default: one at every evaluation; 10000 where nothing is evaluated)",
+    )
     sub.add_argument("--device", help="cpu (default), cuda, ...")
     sub.add_argument("--precision", help="float32 (default), bf16 (offline) or float64")
     sub.add_argument("--run-dir", help="where to write (default runs/ALGORITHM-TASK-TIME)")
@@ -119,7 +130,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub = commands.add_parser("eval", help="evaluate a run or checkpoint in its environment")
     sub.add_argument("path", help="a run directory or a checkpoint folder")
     sub.add_argument("--env", help="environment id; default the one it learnt from, or its data came from")
-    sub.add_argument("--episodes", type=int, default=100)
+    sub.add_argument("--episodes", type=int, default=100, help="episodes per seed (default 100)")
     sub.add_argument("--json", metavar="FILE", help="also write every return as JSON")
     sub.set_defaults(run=_eval)
 
@@ -127,7 +138,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument("path", help="a run directory or a checkpoint folder")
     sub.add_argument("--env", help="environment id; default the one it learnt from, or its data came from")
     sub.add_argument("--out", default="rollout.gif", help="a .gif or .mp4 to write (default rollout.gif)")
-    sub.add_argument("--episodes", type=int, default=1)
+    sub.add_argument("--episodes", type=int, default=1, help="how many to write (default 1)")
     sub.add_argument("--seed-index", type=int, default=0, help="which of the run's seeds plays, counted from 0")
     sub.add_argument("--stochastic", action="store_true", help="sample actions instead of playing the policy's mean")
     sub.add_argument("--max-steps", type=int, help="cut episodes after so many steps")
@@ -177,7 +188,7 @@ def _check(chosen: argparse.Namespace) -> None:
     if chosen.list:
         if chosen.json or chosen.html or chosen.keep:
             raise ConfigError("--list runs nothing, so there is nothing to write: drop --json, --html and --keep.")
-        table = Table("check", "claim", "about", box=None)
+        table = Table("check", "title", "about", box=None)
         for check in checks:
             table.add_row(check.id, check.title, ", ".join(check.tags))
         console.print(table)
@@ -297,12 +308,14 @@ def _data_parser(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("source", help="a file or a name")
     sub.add_argument("target", help="the .hdf5 file to write")
     sub.set_defaults(run=_data_convert)
-    sub = commands.add_parser("make", help="make random/medium-replay/medium/expert sets of an environment with SAC")
+    sub = commands.add_parser("make", help="make random, medium-replay, medium and expert sets with SAC (extra sb3)")
     sub.add_argument("env", help="for instance Hopper-v5")
     sub.add_argument("--out", default="datasets", help="folder to write (default datasets); rerun to resume")
-    sub.add_argument("--train-steps", type=int, default=1_000_000, help="environment steps of SAC training")
-    sub.add_argument("--rows", type=int, default=100_000, help="rows of the rolled-out sets")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--train-steps", type=int, default=1_000_000, help="environment steps of SAC training (default 1000000)"
+    )
+    sub.add_argument("--rows", type=int, default=100_000, help="rows of the rolled-out sets (default 100000)")
+    sub.add_argument("--seed", type=int, default=0, help="of training and roll-outs (default 0)")
     sub.set_defaults(run=_data_make)
 
 

@@ -125,7 +125,7 @@ def main() -> None:
     (RESULTS / "mlp.json").write_text(json.dumps(results, indent=2) + "\n")
     ratios = [("reference float32", "fused float32"), ("fused float32", "onednn float32")]
     told = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
-    text = "Milliseconds per forward and backward pass, median [min, max].\n\n"
+    text = "Made by `benchmarks/mlp.py`. Milliseconds per forward and backward pass, median [min, max].\n\n"
     text += table(training, ["activation", "width", "batch", "members"], ratios)
     text += "\n\nMicroseconds per forward pass without gradients, 17-64-64-6 tanh, median [min, max].\n\n"
     text += table(few, ["members", "rows"], [("mlp", "numpy_mlp")])

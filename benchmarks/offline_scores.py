@@ -93,7 +93,10 @@ def write_table(out: Path) -> None:
         f"{max(EQUAL_STEPS):,} are a hundredth of that, which favours what learns quickly, above all cloning, over "
         "what ends up high. Settings are the defaults; PRDC and ReBRAC have those that their authors published for the "
         "environment or the D4RL set of that name (PRDC's alpha = 40 for HalfCheetah was not published for expert "
-        "data). Nothing was tuned. The sets were made with MuJoCo 4.0.0, the evaluations are of the version below. "
+        "data). Nothing was tuned. The sets are of Stable-Baselines3's SAC: random 20,000 rows, medium and expert "
+        "100,000, medium-replay 50,000 (HalfCheetah) and 170,000 (Hopper), made with MuJoCo 4.0.0; the evaluations are "
+        "of the version below. Only HalfCheetah's medium-replay is in the repository; `corollary data make` makes "
+        "others of their kind. "
         "CDSA corrects a cloned policy here; FamO2O is shown before it goes on in the environment.\n\n"
         f"## After equal numbers of gradient steps\n\n{equal}\n\n"
         "Mean of the runs with their range (the IQM of three runs and its 95 % bootstrap interval); *all* is the IQM "
@@ -102,8 +105,8 @@ def write_table(out: Path) -> None:
         "algorithms.\n\n"
         f"## After all steps: up to {longest:,}\n\n"
         "*Last* is the score at the end, *best* the best of ten evaluations of each run (an optimistic number, listed "
-        "beside it and never instead). Steps/s are those of all the runs of a line together, on one thread of a "
-        "machine with other work.\n\n"
+        "beside it and never instead). One step moves all the runs of a line; steps/s counts such "
+        "steps, on one thread of a machine with other work.\n\n"
         f"{format_table(summarise(runs), style='markdown')}\n\nVersions: {versions}.\n"
     )
     (out / "table.md").write_text(text)

@@ -300,7 +300,8 @@ def write(name: str, about: dict[str, Any], found: dict[str, dict[str, list[floa
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
     settings = ", ".join(f"{key} {about[key]}" for key in ("threads", "batch", "rows", "steps"))
     (RESULTS / f"{name}.md").write_text(
-        f"{markdown_table(header, cells, n_names=2)}\n\n{_remarks(found)}{settings}. {versions}.\n"
+        f"Made by `benchmarks/offline_updates.py`.\n\n{markdown_table(header, cells, n_names=2)}\n\n"
+        f"{_remarks(found)}{settings}. {versions}.\n"
     )
 
 

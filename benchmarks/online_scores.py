@@ -2,7 +2,7 @@
 
 Each (environment, algorithm) is one run directory below ``--out`` with its card, training episodes and evaluations; our
 runs continue from their checkpoints when the script is started again. The peers' returns are in ``peers.json``.
-``table.md`` is made from these files alone (``--table`` only makes it).
+``table.md`` is made from these files alone (``--table`` only makes it). The peers are in the extra ``bench``.
 
     python benchmarks/online_scores.py [--seeds 3] [--workers 2] [--only hopper]
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from corollary.core.agent import algorithm_class
-from corollary.core.runs import Run, find_runs, versions
+from corollary.core.runs import Run, find_runs
 from corollary.core.statistics import iqm, stratified_bootstrap
 
 RESULTS = Path(__file__).parent / "results" / "online_scores"
@@ -87,7 +88,8 @@ def train_peer(job: Job) -> str:
         returns.append([float(each) for each in found])
     path = job.out / "peers.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    known.setdefault(job.env_id, {})[job.algorithm] = returns
+    known.setdefault("versions", {}).update({name: version(name) for name in ("stable-baselines3", "sb3-contrib")})
+    known.setdefault("returns", {}).setdefault(job.env_id, {})[job.algorithm] = returns
     path.write_text(json.dumps(known, indent=2) + "\n")
     return f"{job.env_id} {job.algorithm}"
 
@@ -99,7 +101,7 @@ def write_table(out: Path) -> None:
     for run in runs:
         scores.setdefault(str(run.env_id), {})[run.algorithm.partition(".")[2]] = run.last_scores()
     peers = json.loads((out / "peers.json").read_text()) if (out / "peers.json").exists() else {}
-    for env_id, by_name in peers.items():
+    for env_id, by_name in peers.get("returns", {}).items():
         for name, returns in by_name.items():
             scores.setdefault(env_id, {})[name] = np.mean(returns, 1)
     columns = [*ALGORITHMS, "sb3 ppo", "sb3-contrib trpo"]
@@ -124,7 +126,8 @@ def write_table(out: Path) -> None:
     for env_id, steps in STEPS.items():
         found = scores.get(env_id, {})
         lines.append(f"| {env_id} | {steps:,} | {' | '.join(cell(found.get(name)) for name in columns)} |")
-    about = ", ".join(f"{name} {value}" for name, value in versions().items())
+    used = (runs[0].card["versions"] if runs else {}) | peers.get("versions", {})
+    about = ", ".join(f"{name} {value}" for name, value in used.items())
     (out / "table.md").write_text("\n".join([*lines, "", f"Versions: {about}."]) + "\n")
 
 
@@ -150,7 +153,7 @@ def main() -> None:
         known = json.loads((chosen.out / "peers.json").read_text()) if (chosen.out / "peers.json").exists() else {}
         for env_id in STEPS:
             for name in ("sb3 ppo", "sb3-contrib trpo"):
-                if chosen.only in f"{env_id} {name}".lower() and name not in known.get(env_id, {}):
+                if chosen.only in f"{env_id} {name}".lower() and name not in known.get("returns", {}).get(env_id, {}):
                     print(train_peer(Job(env_id, name, chosen.seeds, chosen.out)), flush=True)
     write_table(chosen.out)
 

@@ -54,7 +54,7 @@ def fit(
         log_every: gradient steps per log line; metrics are averaged over them and read once.
         run_dir: folder for ``run.json``, ``metrics.jsonl``, ``evaluations.jsonl`` and ``checkpoint/``.
         save_every: gradient steps between checkpoints in `run_dir`, beside the one at the end; ``None`` for one at
-            every evaluation, or every 10 000 steps of a run without `eval_every`.
+            every evaluation, or every 10 000 steps of a run without `eval_env` or `eval_every`.
         resume: continue the run in `run_dir` from its checkpoint, bit for bit, if it has one.
         progress: show a progress bar; ``None`` shows it on a terminal only.
         callbacks: called in order after each log interval and evaluation.

@@ -61,7 +61,7 @@ def learn(
         run_dir: folder for ``run.json``, ``metrics.jsonl``, ``episodes.jsonl``, ``evaluations.jsonl`` and
             ``checkpoint/``.
         save_every: steps between checkpoints in `run_dir`, beside the one at the end; ``None`` for one at every
-            evaluation, or every 10 000 steps of a run without `eval_every`.
+            evaluation, or every 10 000 steps of a run without `eval_env` or `eval_every`.
         resume: continue the run in `run_dir` from its checkpoint, if it has one; bit for bit where the environments
             can be restored (see :mod:`corollary.core.environments`).
         progress: show a progress bar; ``None`` shows it on a terminal only.

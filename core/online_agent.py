@@ -174,7 +174,12 @@ class OnlineAgent(Agent[C]):
         callbacks: Sequence["Callback"] = (),
         command: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Take `n_steps` environment steps with every seed; see :func:`corollary.core.learn.learn`."""
+        """Take `n_steps` environment steps with every seed.
+
+        `env` is where, if not in the environments so far: new episodes begin there, as :meth:`set_env` says, except for
+        a loaded agent that had none, which goes on where it was saved. All else is as in
+        :func:`corollary.core.learn.learn`.
+        """
         from .learn import check_arguments, learn
 
         check_arguments(self, n_steps, eval_env, eval_every, eval_episodes, log_every, save_every)

@@ -22,8 +22,8 @@
 #    logged actions under the weights $e^{\beta A}$, which runs from 0 at $\beta = 0$ to 0.46 at $\beta = 5$;
 # 2. the balance policy picks, on a range $[0, 5]$, a $\beta$ at least 0.75 larger in the random half than in the good
 #    one, where it stays within 0.75 of the range's middle;
-# 3. the caveat: no constant is beaten. Acting with the largest $\beta$ in all states is at least as good, up to 0.005
-#    in value, as acting with the picked ones;
+# 3. the caveat: the largest constant is not beaten. Acting with the largest $\beta$ in all states is at least as good,
+#    up to 0.005 in value, as acting with the picked ones;
 # 4. control: with the released code's broadcasting (``beta_broadcast="released"``), which averages the weights over the
 #    batch's balances, the family is one policy. The mean action moves by less than 0.1 over the whole range, and the
 #    picked balances of the two halves differ by less than 0.75.

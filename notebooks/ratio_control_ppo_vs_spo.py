@@ -75,7 +75,7 @@ METHODS = {
 
 # %% [markdown]
 # One Gaussian policy per seed, all of them stacked in one tensor ``[seeds, batch, ...]``: states of 8 numbers, actions
-# of 2. The norm of each seed's gradient is clipped at 0.5, as in every published run of these methods.
+# of 2. The norm of each seed's gradient is clipped at 0.5, as in SPO's code and CleanRL's PPO.
 
 
 # %%

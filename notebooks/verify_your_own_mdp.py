@@ -12,7 +12,7 @@
 # # Verify your own MDP
 #
 # A bound that was proved for all MDPs holds on yours too; what it is *worth* on yours is another matter. Here a small
-# maintenance problem is written down as arrays, solved exactly, handed to the library's checks, and given to an agent
+# maintenance problem is written down as arrays, solved exactly, handed to the library's checks, and played
 # as a gymnasium environment.
 #
 # **Claim.** On this problem

@@ -22,8 +22,8 @@
 # 2. Random problems say little about a bound: for TRPO's lower bound (PO-01a) the tightest of them stays below a half
 #    of what a problem built for the purpose reaches, and that one is above 0.99.
 #
-# **Sources.** Each check names its own; `corollary check --list` prints them all. TRPO: J. Schulman et al., ICML 2015,
-# Theorem 1.
+# **Sources.** Each check names its own; `corollary check --html FILE` shows them all. TRPO: J. Schulman et al., ICML
+# 2015, Theorem 1.
 #
 # **Tolerance.** Rounding (256 machine epsilons times the condition of the linear systems); none in 2.
 

@@ -63,8 +63,9 @@ class A2PRConfig(TD3Config):
         mask: weight of the pull on rows that have one, >= 0; 0 is TD3, large values copy the targets a*.
         vae_weight: weight of the VAE's reconstruction, >= 0; 0 leaves the KL alone, which teaches the decoder nothing;
             large values make the VAE an autoencoder.
-        proposal: ``"posterior_of_policy"`` (released code) or ``"prior"``, see choice 2.
-        attached_target: whether the policy's gradient also passes through its reconstruction, see choice 3.
+        proposal: a~ is the reconstruction of the policy's action, ``"posterior_of_policy"`` (released code), or decoded
+            from the clipped ``"prior"``.
+        attached_target: whether the policy's gradient also passes through its reconstruction (released code).
         actor_hidden, vae_hidden: widths of the hidden layers of policy, encoder and decoder.
         value_lr, vae_lr: Adam's step sizes, > 0.
     """

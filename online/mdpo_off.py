@@ -51,7 +51,7 @@ class OffPolicyMDPOConfig(OffPolicyConfig):
         tsallis_index: q in [1, 2]; 1 is Shannon's entropy and the KL divergence.
         old_policy_every: environment steps m >= 1 between copies of the policy to the old policy.
         regularization: rho >= 0, the weight of the squares of the Gaussian's mean and log standard deviation.
-        deterministic_collection: collect with the squashed mean (choice 2 above).
+        deterministic_collection: collect with the squashed mean, as the authors' code does, instead of samples.
     """
 
     kl_coef: float = 1.0

@@ -48,7 +48,8 @@ class PPOConfig(OnPolicyConfig):
         dual_clip: bound c > 1 + eps on the ratio where the advantage is negative; ``None`` for none.
         target_kl: divergence at which a seed stops its update, > 0; ``None`` never stops. For the penalty form, the
             divergence d per update that beta aims at; ``None`` keeps beta at 1.
-        kl_stop: see choice 3 above.
+        kl_stop: ``"minibatch"`` (Stable-Baselines3) stops before a step whose minibatch is beyond 1.5 `target_kl`,
+            ``"epoch"`` (CleanRL) after an epoch whose last minibatch is beyond `target_kl`.
         rpo_alpha: half-width of the noise on the mean, >= 0, in units of the action; 0 is PPO.
     """
 

@@ -69,8 +69,8 @@ def _linked(ids: list[str]) -> str:
     for path in sorted((ROOT / "theory_checks" / "catalogue").glob("[!_]*.py")):
         for name in re.findall(r'id="([^"]+)"', path.read_text()):
             modules[name] = path.name
-    families = {re.match(r".*-\d+", name)[0]: modules[name] for name in ids}
-    return ", ".join(f"[{family}](theory_checks/catalogue/{file})" for family, file in families.items())
+    families = dict.fromkeys((re.match(r".*-\d+", name)[0], modules[name]) for name in ids)
+    return ", ".join(f"[{family}](theory_checks/catalogue/{file})" for family, file in families)
 
 
 def test_the_table_of_algorithms_is_what_the_tests_say():
