@@ -49,6 +49,37 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
+def test_demo_trains_and_reports_its_four_algorithms(capsys, tmp_path):
+    out = tmp_path / "demo"
+    status, printed, _ = run(capsys, "demo", "--out", str(out), "--seeds", "1", "--scale", "0.001")
+    assert status == 0
+    for name in ("offline.bc", "offline.td3_bc", "offline.iql", "offline.prdc"):
+        assert name in printed
+        assert corollary.load_agent(out / name / "checkpoint").clock == 100  # the least
+    with Image.open(out / "learning_curves.png") as picture:
+        assert picture.format == "PNG"
+    assert "offline.prdc" in (out / "report.html").read_text()
+    status, _, told = run(capsys, "demo", "--out", str(out), "--scale", "0")
+    assert status != 0
+    assert "--scale must be positive" in told
+
+
+def test_data_commands_hand_on_what_was_asked_for(capsys, tmp_path, monkeypatch):
+    asked = []
+
+    def make(*arguments, **options):
+        asked.append((arguments, options))
+        return {"random": tmp_path / "random.hdf5"}
+
+    monkeypatch.setattr("corollary.core.make_data.make_dataset", make)
+    monkeypatch.setattr("corollary.core.download.get_d4rl", lambda name: asked.append(name) or tmp_path / name)
+    wanted = ["Pendulum-v1", "--out", str(tmp_path), "--train-steps", "300", "--rows", "200", "--seed", "7"]
+    assert run(capsys, "data", "make", *wanted)[1].strip() == str(tmp_path / "random.hdf5")
+    assert run(capsys, "data", "get", "hopper-medium-v2")[1].strip() == str(tmp_path / "hopper-medium-v2")
+    options = {"train_steps": 300, "rows": 200, "seed": 7}
+    assert asked == [(("Pendulum-v1", str(tmp_path)), options), "hopper-medium-v2"]
+
+
 def test_algorithms_lists_every_class(capsys):
     status, out, _ = run(capsys, "algorithms")
     assert status == 0

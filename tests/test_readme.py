@@ -92,3 +92,7 @@ def test_example_runs(number, tmp_path):
     done = subprocess.run([sys.executable, "-c", EXAMPLES[number]], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout or any(tmp_path.iterdir())
+    bound = re.search(r"measured / bound: at most ([\d.]+)", done.stdout)
+    assert bool(bound) == ("measured / bound" in EXAMPLES[number])
+    if bound:
+        assert 0.99 < float(bound[1]) <= 1

@@ -1,6 +1,7 @@
 """The data recipe: its rules and files by hand; with Stable-Baselines3 (marker `peer`) the whole of it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -604,14 +605,24 @@ def test_shipped_files_are_small_and_have_a_card() -> None:
     files = sorted(SHIPPED.glob("*.hdf5"))
     assert files
     assert sum(path.stat().st_size for path in files) <= 6e6
-    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8").replace("−", "-")
+    rows = {cells[0].strip("`"): cells[1:] for cells in (re.split(r" \| ", line[2:-2]) for line in card.splitlines())}
     for path in files:
-        assert path.stem in card
         data = load_d4rl(path)
-        for number in (len(data), data.n_episodes, round(float(data.episode_returns().mean()))):
-            assert str(number) in card.replace(" ", "").replace(",", ""), (path.stem, number)
+        returns = data.episode_returns()
+        low, high = data.info.ref_min_score, data.info.ref_max_score
+        assert rows[path.stem][:9] == [
+            f"{len(data):,}".replace(",", " "),
+            str(data.n_episodes),
+            *(f"{x:.0f}" for x in (returns.mean(), returns.min(), returns.max())),
+            f"{100 * (returns.mean() - low) / (high - low):.1f}",
+            str(int(data.terminated.sum())),
+            str(int(data.truncated.sum())),
+            f"{data.observations.shape[1]}, {data.actions.shape[1]}",
+        ]
+        assert f"{len(data.transitions(view='full')):,} rows".replace(",", " ") in card
         for reference in (data.info.ref_min_score, data.info.ref_max_score):
-            assert f"{reference:.2f}".replace("-", "−") in card
+            assert f"{reference:.2f}" in card
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("halfcheetah-*.hdf5")), ids=lambda path: path.stem)

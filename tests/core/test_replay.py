@@ -11,6 +11,7 @@ from torch import Tensor
 
 from corollary.core.errors import CheckpointError
 from corollary.core.replay import Replay
+from corollary.kernels.streams import RandomStream
 
 CPU = torch.device("cpu")
 
@@ -109,13 +110,19 @@ def test_sampling_is_uniform_over_what_is_held() -> None:
     assert exceeds(folded)
 
 
-def test_no_draw_lies_behind_the_last_row() -> None:
+def test_no_draw_lies_behind_the_last_row(monkeypatch) -> None:
     """The largest uniform number below 1 times any size rounds to less than the size."""
     largest = torch.tensor(1 - 2.0**-53, dtype=torch.float64)
     powers = 2 ** torch.arange(31)
     sizes = torch.cat([torch.arange(1, 5000), powers, powers + 1, powers + 3])
     assert torch.equal((sizes * largest).long(), sizes - 1)
     assert torch.equal((sizes * largest.float()).long()[:5], sizes[:5])  # the control: rounded to float32 it is 1
+    assert ring(5)._stream.uniform(0, (3,)).dtype == torch.float64
+    monkeypatch.setattr(RandomStream, "uniform", lambda self, step, shape: largest.expand(1, *shape))
+    for size in (1, 5, 50, 4999):
+        replay = ring(size, (0,))
+        add(replay, [list(range(size))])
+        assert replay.sample(0, 2).index.tolist() == [[size - 1] * 2]
 
 
 def test_a_batch_is_a_function_of_seed_step_and_content() -> None:

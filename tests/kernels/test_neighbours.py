@@ -296,11 +296,12 @@ def test_auto_makes_lists_once_they_pay(monkeypatch: pytest.MonkeyPatch) -> None
             break
     else:
         pytest.fail("no lists after 200 queries of a set whose lists take milliseconds")
+    assert index._search._lists is not None
     # Control: keys that lists could never certify do not pay for them.
     useless = made(states, actions, beta=1e-6, backend="auto")
     for _ in range(50):
         useless.query(action, row=row)
-    assert useless.n_certified == 0
+    assert useless._search._lists is None
 
 
 class TestCache:

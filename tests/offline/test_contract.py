@@ -37,6 +37,8 @@ SEEDS = [11, 3, 7]
 STEPS = 20
 
 KINDS = algorithms("offline")
+# Optimizers without a learning rate of their own, and whose they have.
+SHARED_RATE = {"entropy": "actor", "multiplier": "critic"}
 
 
 def small(kind: Kind, width: int = 16) -> dict[str, Any]:
@@ -570,7 +572,18 @@ def test_diagnostics_are_finite_and_per_seed(kind, reacher) -> None:
 
 
 @every_algorithm
-def test_the_learning_rates_reach_the_networks(kind, reacher) -> None:
+def test_each_learning_rate_reaches_its_own_optimizer(kind, reacher) -> None:
+    names = [name for name in kind.config_type.__dataclass_fields__ if name.endswith("_lr") or name == "learning_rate"]
+    rates = {name: 10.0 ** -(2 + number) for number, name in enumerate(names)}
+    fixed = {"actor_lr_decay_steps": None} if "actor_lr_decay_steps" in kind.config_type.__dataclass_fields__ else {}
+    agent = kind(**small(kind), **rates, **fixed).fit(reacher, 1)
+    for name, optimizer in agent.optimizers.items():
+        expected = rates.get("learning_rate", rates.get(f"{SHARED_RATE.get(name, name)}_lr"))
+        assert [group["lr"] for group in optimizer.param_groups] == [expected] * len(optimizer.param_groups), name
+
+
+@every_algorithm
+def test_what_has_an_optimizer_moves(kind, reacher) -> None:
     """Every network that has an optimiser moves, and what has none (a target) moves too or equals its twin."""
     # Reacher's rewards are negative, and a weight max(Q - V, 0) is then zero until V has followed.
     dataset = dataclasses.replace(reacher, rewards=-reacher.rewards)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import gymnasium
@@ -241,8 +240,8 @@ if __name__ == "__main__":
         start_new_session=True,
     )
     assert process.stdout is not None
-    while "logged" not in process.stdout.readline():
-        time.sleep(0.01)
+    if not any("logged" in line for line in process.stdout):  # it ended before
+        pytest.fail(process.communicate()[1])
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in error

@@ -137,5 +137,9 @@ def test_a_time_limit_does_not_end_the_value_unless_told_so(kind, bootstrap) -> 
     value = float(agent.critic(states(agent, [[1.0]])).detach())
     if bootstrap:
         assert value == pytest.approx(1 / (1 - 0.8), rel=0.05)
-    else:  # the mean over an episode of (1 - gamma^(steps left)) / (1 - gamma), 3.2
-        assert value < 4
+    else:  # one value v of ten steps: v = mean over k steps left of the lambda-return, whose last step ends it
+        trace = agent.config.trace_decay
+        a, b = 0.8 * trace, 0.8 * (1 - trace)
+        left = np.arange(1, 11)
+        rewards, values = (1 - a**left) / (1 - a), b * (1 - a ** (left - 1)) / (1 - a)
+        assert value == pytest.approx(rewards.mean() / (1 - values.mean()), rel=0.05)
