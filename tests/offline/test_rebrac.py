@@ -343,3 +343,39 @@ def test_rebrac_equals_the_plain_implementation(random_dataset) -> None:
 )
 def test_rebrac_controls(random_dataset, wrong) -> None:
     assert difference_from_plain(random_dataset(low=LOW, high=HIGH), wrong) > 1e-7
+
+
+# -------------------------------------------------------------------------------------------- published settings
+
+LOCOMOTION = ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay")
+MAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+HANDS = ("human", "cloned", "expert")
+PUBLISHED = {
+    "halfcheetah": (LOCOMOTION, ".001 .1, .001 .01, .01 .001, .01 .1, .01 .01, .001 .1"),
+    "hopper": (LOCOMOTION, ".001 .01, .01 .01, .05 .5, .1 .01, .1 .1, .01 .01"),
+    "walker2d": (LOCOMOTION, ".01 0, .05 .1, .05 .01, .01 .01, .01 .5, .01 .01"),
+    "antmaze": (MAZES, ".003 .002, .003 .001, .001 .0005, .001 0, .002 .001, .002 .002"),
+    "pen": (HANDS, ".1 .5, .05 .5, .01 .01"),
+    "door": (HANDS, ".1 .1, .01 .1, .05 .01"),
+    "hammer": (HANDS, ".01 .5, .1 .5, .01 .01"),
+    "relocate": (HANDS, ".1 .01, .1 .01, .05 .01"),
+}
+"""beta_1 and beta_2, from corl-team/CORL configs/offline/rebrac."""
+
+
+def test_the_presets_are_the_published_settings() -> None:
+    betas = {"maze2d": (0.003, 0.001)}
+    for task, (kinds, pairs) in PUBLISHED.items():
+        for kind, pair in zip(kinds, pairs.split(", "), strict=True):
+            betas[f"{task}-{kind}"] = tuple(float(beta) for beta in pair.split())
+    assert ReBRAC.presets.keys() == betas.keys()
+    for name, expected in betas.items():
+        config = ReBRAC(preset=name).config
+        assert (config.actor_beta, config.critic_beta) == expected, name
+        others = (config.batch_size, config.actor_lr, config.critic_lr, config.discount, config.reward_transform)
+        if name.startswith("antmaze"):
+            assert others == (256, 3e-4, 5e-5, 0.999, "antmaze_x100")
+        elif name.startswith(("halfcheetah", "hopper", "walker2d")):
+            assert others == (1024, 1e-3, 1e-3, 0.99, "none")
+        else:
+            assert others == (256, 3e-4, 3e-4, 0.99, "none")
