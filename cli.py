@@ -31,7 +31,7 @@ from .core.environments import is_known
 from .core.errors import ConfigError, CorollaryError
 from .core.evaluation import evaluate
 from .core.loading import load_dataset, shipped_datasets
-from .core.loop import CHECKPOINT
+from .core.loop import CHECKPOINT, SAVE_EVERY
 from .core.offline_agent import OfflineAgent
 from .core.online_agent import OnlineAgent
 from .core.runs import Run, read_card, read_runs, strict_json
@@ -118,7 +118,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--save-every",
         type=int,
-        help="steps between checkpoints (default: one at every evaluation; 10000 where nothing is evaluated)",
+        help=f"steps between checkpoints (default: one at every evaluation; {SAVE_EVERY} where nothing is evaluated)",
     )
     sub.add_argument("--device", help="cpu (default), cuda, ...")
     sub.add_argument("--precision", help="float32 (default), bf16 (offline) or float64")
@@ -130,15 +130,15 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub = commands.add_parser("eval", help="evaluate a run or checkpoint in its environment")
     sub.add_argument("path", help="a run directory or a checkpoint folder")
     sub.add_argument("--env", help="environment id; default the one it learnt from, or its data came from")
-    sub.add_argument("--episodes", type=int, default=100, help="episodes per seed (default 100)")
+    sub.add_argument("--episodes", type=int, default=100, help="episodes per seed (default %(default)s)")
     sub.add_argument("--json", metavar="FILE", help="also write every return as JSON")
     sub.set_defaults(run=_eval)
 
     sub = commands.add_parser("play", help="watch a run or checkpoint: write episodes as GIF or MP4")
     sub.add_argument("path", help="a run directory or a checkpoint folder")
     sub.add_argument("--env", help="environment id; default the one it learnt from, or its data came from")
-    sub.add_argument("--out", default="rollout.gif", help="a .gif or .mp4 to write (default rollout.gif)")
-    sub.add_argument("--episodes", type=int, default=1, help="how many to write (default 1)")
+    sub.add_argument("--out", default="rollout.gif", help="a .gif or .mp4 to write (default %(default)s)")
+    sub.add_argument("--episodes", type=int, default=1, help="how many to write (default %(default)s)")
     sub.add_argument("--seed-index", type=int, default=0, help="which of the run's seeds plays, counted from 0")
     sub.add_argument("--stochastic", action="store_true", help="sample actions instead of playing the policy's mean")
     sub.add_argument("--max-steps", type=int, help="cut episodes after so many steps")
@@ -146,7 +146,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     sub = commands.add_parser("report", help="compare runs: a table here, and one self-contained HTML page")
     sub.add_argument("runs", nargs="+", help="run directories, or folders of them")
-    sub.add_argument("--out", default="report.html", help="the page to write (default report.html)")
+    sub.add_argument("--out", default="report.html", help="the page to write (default %(default)s)")
     sub.set_defaults(run=_report)
 
     sub = commands.add_parser("check", help="verify the claims that algorithms rest on, on problems that can be solved")
@@ -157,7 +157,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         "--full", dest="tier", action="store_const", const="full", help="many, and a search for tight ones"
     )
     sub.add_argument("--list", action="store_true", help="list the checks and do not run them")
-    sub.add_argument("--seed", type=int, default=0, help="of all problems and runs (default 0)")
+    sub.add_argument("--seed", type=int, default=0, help="of all problems and runs (default %(default)s)")
     sub.add_argument("--json", metavar="FILE", help="write everything that was found as JSON")
     sub.add_argument("--html", metavar="FILE", help="write one self-contained page with a picture for each check")
     sub.add_argument(
@@ -168,8 +168,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     sub.set_defaults(run=_check, tier="fast")
 
     sub = commands.add_parser("demo", help="train BC, TD3+BC, IQL and PRDC on the shipped dataset and compare them")
-    sub.add_argument("--out", default="runs/demo", help="folder for runs, picture and page (default runs/demo)")
-    sub.add_argument("--seeds", default="3", help="how many seeds of each algorithm (default 3)")
+    sub.add_argument("--out", default="runs/demo", help="folder for runs, picture and page (default %(default)s)")
+    sub.add_argument("--seeds", default="3", help="how many seeds of each algorithm (default %(default)s)")
     sub.add_argument("--scale", type=float, default=1.0, help="share of the full number of steps, for a quick look")
     sub.set_defaults(run=_demo)
     return parser
@@ -310,12 +310,12 @@ def _data_parser(parser: argparse.ArgumentParser) -> None:
     sub.set_defaults(run=_data_convert)
     sub = commands.add_parser("make", help="make random, medium-replay, medium and expert sets with SAC (extra sb3)")
     sub.add_argument("env", help="for instance Hopper-v5")
-    sub.add_argument("--out", default="datasets", help="folder to write (default datasets); rerun to resume")
+    sub.add_argument("--out", default="datasets", help="folder to write (default %(default)s); rerun to resume")
     sub.add_argument(
-        "--train-steps", type=int, default=1_000_000, help="environment steps of SAC training (default 1000000)"
+        "--train-steps", type=int, default=1_000_000, help="environment steps of SAC training (default %(default)s)"
     )
-    sub.add_argument("--rows", type=int, default=100_000, help="rows of the rolled-out sets (default 100000)")
-    sub.add_argument("--seed", type=int, default=0, help="of training and roll-outs (default 0)")
+    sub.add_argument("--rows", type=int, default=100_000, help="rows of the rolled-out sets (default %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of training and roll-outs (default %(default)s)")
     sub.set_defaults(run=_data_make)
 
 

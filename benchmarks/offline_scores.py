@@ -21,7 +21,7 @@ from corollary.core.runs import CARD, FloatArray, Group, Run, find_runs, group_r
 from corollary.core.statistics import stratified_bootstrap
 
 # Gradient steps of each algorithm: what two processors can do in a day. ReBRAC learns from batches of 1,024, A2PR has
-# an autoencoder as well, and a step of CQL costs ten times what one of IQL does.
+# an autoencoder as well, and a step of CQL costs several times what one of the others does.
 STEPS = (
     dict.fromkeys(("bc", "td3_bc", "prdc", "iql"), 100_000)
     | dict.fromkeys(("xql", "sql", "eql", "awac", "cdsa", "famo2o", "odice"), 10_000)

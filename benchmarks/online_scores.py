@@ -23,6 +23,7 @@ from corollary.core.runs import Run, find_runs
 from corollary.core.statistics import iqm, stratified_bootstrap
 
 RESULTS = Path(__file__).parent / "results" / "online_scores"
+PEERS = "peers.json"
 STEPS = {
     "CartPole-v1": 100_000,
     "Acrobot-v1": 300_000,
@@ -86,12 +87,17 @@ def train_peer(job: Job) -> str:
         plain.obs_rms = env.obs_rms
         found, _ = evaluate_policy(model, plain, EPISODES, return_episode_rewards=True)
         returns.append([float(each) for each in found])
-    path = job.out / "peers.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known.setdefault("versions", {}).update({name: version(name) for name in ("stable-baselines3", "sb3-contrib")})
-    known.setdefault("returns", {}).setdefault(job.env_id, {})[job.algorithm] = returns
-    path.write_text(json.dumps(known, indent=2) + "\n")
+    known = read_peers(job.out)
+    known["versions"] |= {name: version(name) for name in ("stable-baselines3", "sb3-contrib")}
+    known["returns"].setdefault(job.env_id, {})[job.algorithm] = returns
+    (job.out / PEERS).write_text(json.dumps(known, indent=2) + "\n")
     return f"{job.env_id} {job.algorithm}"
+
+
+def read_peers(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the peers' versions and, by environment and name, the returns of each of their runs."""
+    path = out / PEERS
+    return json.loads(path.read_text()) if path.exists() else {"versions": {}, "returns": {}}
 
 
 def write_table(out: Path) -> None:
@@ -100,8 +106,8 @@ def write_table(out: Path) -> None:
     scores: dict[str, dict[str, np.ndarray]] = {}
     for run in runs:
         scores.setdefault(str(run.env_id), {})[run.algorithm.partition(".")[2]] = run.last_scores()
-    peers = json.loads((out / "peers.json").read_text()) if (out / "peers.json").exists() else {}
-    for env_id, by_name in peers.get("returns", {}).items():
+    peers = read_peers(out)
+    for env_id, by_name in peers["returns"].items():
         for name, returns in by_name.items():
             scores.setdefault(env_id, {})[name] = np.mean(returns, 1)
     columns = [*ALGORITHMS, "sb3 ppo", "sb3-contrib trpo"]
@@ -126,7 +132,7 @@ def write_table(out: Path) -> None:
     for env_id, steps in STEPS.items():
         found = scores.get(env_id, {})
         lines.append(f"| {env_id} | {steps:,} | {' | '.join(cell(found.get(name)) for name in columns)} |")
-    used = (runs[0].card["versions"] if runs else {}) | peers.get("versions", {})
+    used = (runs[0].card["versions"] if runs else {}) | peers["versions"]
     about = ", ".join(f"{name} {value}" for name, value in used.items())
     (out / "table.md").write_text("\n".join([*lines, "", f"Versions: {about}."]) + "\n")
 
@@ -150,10 +156,10 @@ def main() -> None:
             for done in pool.imap_unordered(train, jobs):
                 print(done, flush=True)
                 write_table(chosen.out)
-        known = json.loads((chosen.out / "peers.json").read_text()) if (chosen.out / "peers.json").exists() else {}
+        known = read_peers(chosen.out)["returns"]
         for env_id in STEPS:
             for name in ("sb3 ppo", "sb3-contrib trpo"):
-                if chosen.only in f"{env_id} {name}".lower() and name not in known.get("returns", {}).get(env_id, {}):
+                if chosen.only in f"{env_id} {name}".lower() and name not in known.get(env_id, {}):
                     print(train_peer(Job(env_id, name, chosen.seeds, chosen.out)), flush=True)
     write_table(chosen.out)
 

@@ -621,7 +621,7 @@ def test_shipped_files_are_small_and_have_a_card() -> None:
             f"{data.observations.shape[1]}, {data.actions.shape[1]}",
         ]
         assert f"{len(data.transitions(view='full')):,} rows".replace(",", " ") in card
-        for reference in (data.info.ref_min_score, data.info.ref_max_score):
+        for reference in (low, high):
             assert f"{reference:.2f}" in card
 
 

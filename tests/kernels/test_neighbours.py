@@ -301,6 +301,7 @@ def test_auto_makes_lists_once_they_pay(monkeypatch: pytest.MonkeyPatch) -> None
     useless = made(states, actions, beta=1e-6, backend="auto")
     for _ in range(50):
         useless.query(action, row=row)
+    assert useless.n_certified == 0
     assert useless._search._lists is None
 
 
